@@ -249,6 +249,8 @@ class Sample:
     support_levels: list[torch.Tensor]  # levels of [K,C,h,w]
     support_masks: torch.Tensor  # float [K,H,W]
     support_words: torch.Tensor
+    other_words: list[torch.Tensor] = field(default_factory=list)  # E further sentences about the query clip, each like `words`
+    other_referred: torch.Tensor | None = None  # bool [E,M]: what each of them refers to
 
 # %% ../../nbs/data/03_episodes.ipynb #cd681a9f
 def _usable_videos(corpus: Corpus, classes: list[str]) -> dict[str, list[Video]]:
@@ -275,16 +277,18 @@ class EpisodeDataset(Dataset):
     "Episodes of some classes: `episodes_per_class` for each in an epoch, classes in turn; episode i depends on (seed, epoch, i) only."
 
     def __init__(self, corpus: Corpus, classes, *, source: FrameSource, frames: int = 5, shots: int = 5, episodes_per_class: int = 100,
-                 seed: int = 0, class_name_dropout: float = 0.0, transform: Callable[[PixelClip, np.random.Generator], PixelClip] | None = None):
+                 seed: int = 0, class_name_dropout: float = 0.0, other_sentences: int = 0, transform: Callable[[PixelClip, np.random.Generator], PixelClip] | None = None):
         if min(frames, shots, episodes_per_class) < 1:
             raise EpisodeError(f"frames, shots and episodes_per_class must be at least 1, got {frames}, {shots}, {episodes_per_class}")
         if not 0 <= class_name_dropout <= 1:
             raise EpisodeError(f"class_name_dropout is a probability, got {class_name_dropout}")
+        if other_sentences and transform is not None:
+            raise EpisodeError("other_sentences work on frames as they are (a flip would make them false): set it to 0 or give no transform")
         if transform is not None and not hasattr(source, "pixels"):
             raise EpisodeError(f"transform works on pixels, which {type(source).__name__} does not give: use a PixelSource")
         self.corpus, self.classes, self.source, self.transform = corpus, list(classes), source, transform
         self.n_frames, self.shots, self.episodes_per_class = frames, shots, episodes_per_class
-        self.seed, self.epoch, self.class_name_dropout = seed, 0, class_name_dropout
+        self.seed, self.epoch, self.class_name_dropout, self.other_sentences = seed, 0, class_name_dropout, other_sentences
         self._videos = _usable_videos(corpus, self.classes)
 
     def __len__(self) -> int:
@@ -319,7 +323,17 @@ class EpisodeDataset(Dataset):
         query_levels, masks, words = self._fill(episode.query, visible, rng)
         support_levels, support_masks, support_words = self._fill(episode.support, episode.support.object_ids, rng)
         referred = torch.tensor([object_id in episode.query.object_ids for object_id in visible])
-        return Sample(episode, query_levels, words, masks, referred, support_levels, support_masks[0].float(), support_words)
+        others = self._other_expressions(episode.query, visible, rng)
+        other_referred = torch.tensor([[i in e.object_ids for i in visible] for e in others], dtype=torch.bool).reshape(len(others), len(visible))
+        return Sample(episode, query_levels, words, masks, referred, support_levels, support_masks[0].float(), support_words,
+                      [self.source.words(e.text) for e in others], other_referred)
+
+    def _other_expressions(self, clip: Clip, visible: tuple[int, ...], rng: np.random.Generator) -> list[Expression]:
+        "`other_sentences` sentences about single objects that are visible in the clip, drawn with repetition."
+        video = self.corpus.videos[clip.video]
+        choices = [e for e in single_object_expressions(video) if e.object_ids[0] in visible]
+        drawn = [_pick(rng, choices) for _ in range(self.other_sentences)]
+        return [_drop_class_name(e, video, rng) if rng.random() < self.class_name_dropout else e for e in drawn]
 
     def _visible_objects(self, clip: Clip) -> tuple[int, ...]:
         "The annotated objects that are visible somewhere in the clip."
@@ -381,7 +395,9 @@ class Batch:
     support_padding: torch.Tensor | None  # bool [B,K,H,W]
     support_words: torch.Tensor
     support_word_mask: torch.Tensor
-    targets: list[dict[str, torch.Tensor]]  # B of dict(masks [M,T,H,W], boxes [M,T,4], valid [M,T], labels [M], referred [M])
+    targets: list[dict[str, torch.Tensor]]  # B of dict(masks [M,T,H,W], boxes [M,T,4], valid [M,T], labels [M], referred [M], other_referred [E,M])
+    other_words: torch.Tensor | None = None  # [B,E,L,C], further sentences about the query clip, if the dataset draws some
+    other_word_mask: torch.Tensor | None = None  # bool [B,E,L]
     episodes: list[Episode] = field(default_factory=list)
 
     def to(self, device) -> "Batch":
@@ -424,7 +440,7 @@ def _target(sample: Sample, height: int, width: int) -> dict[str, torch.Tensor]:
     "What the losses compare with; masks padded to height and width."
     return {"masks": _pad_to(sample.masks, height, width).float(), "boxes": boxes_from_masks(sample.masks),
             "valid": sample.masks.flatten(-2).any(-1), "labels": torch.zeros(len(sample.masks), dtype=torch.int64),
-            "referred": sample.referred}
+            "referred": sample.referred, "other_referred": sample.other_referred}
 
 # %% ../../nbs/data/03_episodes.ipynb #2757506a
 def collate(samples: list[Sample]) -> Batch:
@@ -433,13 +449,16 @@ def collate(samples: list[Sample]) -> Batch:
     height, width = (max(mask.shape[d] for mask in query_masks) for d in (-2, -1))
     words, word_mask = _stack_words([s.words for s in samples])
     support_words, support_word_mask = _stack_words([s.support_words for s in samples])
+    others, count = [words for s in samples for words in s.other_words], len(samples[0].other_words)
+    other_words, other_word_mask = (x.unflatten(0, (len(samples), count)) for x in _stack_words(others)) if others else (None, None)
     return Batch(
         query=[pad_stack(list(level)) for level in zip(*(s.query_levels for s in samples))],
         query_padding=_padding(query_masks), words=words, word_mask=word_mask,
         support=[pad_stack(list(level)) for level in zip(*(s.support_levels for s in samples))],
         support_masks=pad_stack(support_masks), support_padding=_padding(support_masks),
         support_words=support_words, support_word_mask=support_word_mask,
-        targets=[_target(sample, height, width) for sample in samples], episodes=[sample.episode for sample in samples])
+        targets=[_target(sample, height, width) for sample in samples], other_words=other_words, other_word_mask=other_word_mask,
+        episodes=[sample.episode for sample in samples])
 
 # %% ../../nbs/data/03_episodes.ipynb #730de516
 def _ordered_queries(videos: list[Video], seed: int) -> list[tuple[str, str]]:

@@ -43,10 +43,11 @@ class FSRVOSConfig(PretrainedConfig):
     mask_size (channels of the mask features), mask_channels, mask_layers (dynamic convolution), word_scales (scales of the pyramid
     that attend to words), dropout, coordinate_scale.
     Method (paper): affinity "none" | "self" | "self+cross", support_frames "middle" | "all", transform_support.
-    Ours, off in the paper's presets: similarity_prior, referring_head "look", residual_fusion, dense_auxiliary.
+    Ours, off in the paper's presets: similarity_prior, referring_head "look", dense_auxiliary.
     Controls: use_support, use_words (False: the model never sees it, in training or test).
     Losses: loss_weights, match_all_objects and unreferred_weight (annotated objects that are not meant supervise masks and boxes),
-    soft_positive_iou (every query whose mask overlaps the object by more counts as right), query_loss_scale, dense_weight.
+    soft_positive_iou (every query whose mask overlaps the object by more counts as right), query_loss_scale, dense_weight,
+    other_weight (of the scores for further sentences about a clip, where the dataset draws them).
     Raises ValueError for values that fit nothing.
     """
 
@@ -55,19 +56,20 @@ class FSRVOSConfig(PretrainedConfig):
     def __init__(self, vision="efficientnet-lite0", text="minilm-l6", vision_channels=(24, 40, 112, 320), text_size=384, size=96, heads=8, points=4,
                  ffn=192, levels=3, encoder_layers=2, decoder_layers=3, queries=5, mask_size=32, mask_channels=8, mask_layers=3, word_scales=3,
                  dropout=0.0, coordinate_scale=1.0, affinity="self+cross", support_frames="middle", transform_support=True, similarity_prior=False,
-                 referring_head="linear", residual_fusion=False, dense_auxiliary=False, use_support=True, use_words=True, loss_weights=None,
-                 match_all_objects=False, unreferred_weight=0.5, soft_positive_iou=None, query_loss_scale=1.0, dense_weight=1.0, encoder_digest=None, **kwargs):
+                 referring_head="linear", dense_auxiliary=False, use_support=True, use_words=True, loss_weights=None,
+                 match_all_objects=False, unreferred_weight=0.5, soft_positive_iou=None, query_loss_scale=1.0, dense_weight=1.0, other_weight=1.0, encoder_digest=None, **kwargs):
         self.vision, self.text, self.vision_channels, self.text_size = vision, text, list(vision_channels), text_size
         self.size, self.heads, self.points, self.ffn, self.levels = size, heads, points, ffn, levels
         self.encoder_layers, self.decoder_layers, self.queries = encoder_layers, decoder_layers, queries
         self.mask_size, self.mask_channels, self.mask_layers, self.word_scales = mask_size, mask_channels, mask_layers, word_scales
         self.dropout, self.coordinate_scale = dropout, coordinate_scale
         self.affinity, self.support_frames, self.transform_support = affinity, support_frames, transform_support
-        self.similarity_prior, self.referring_head, self.residual_fusion = similarity_prior, referring_head, residual_fusion
+        self.similarity_prior, self.referring_head = similarity_prior, referring_head
         self.dense_auxiliary, self.use_support, self.use_words = dense_auxiliary, use_support, use_words
         self.loss_weights = loss_weights or {"ce": 2.0, "bbox": 5.0, "giou": 2.0, "mask": 2.0, "dice": 5.0}
         self.match_all_objects, self.unreferred_weight, self.soft_positive_iou = match_all_objects, unreferred_weight, soft_positive_iou
-        self.query_loss_scale, self.dense_weight, self.encoder_digest = query_loss_scale, dense_weight, encoder_digest
+        self.query_loss_scale, self.dense_weight, self.other_weight = query_loss_scale, dense_weight, other_weight
+        self.encoder_digest = encoder_digest
         self._validate()
         super().__init__(**kwargs)
 
@@ -97,7 +99,8 @@ class FSRVOSConfig(PretrainedConfig):
 class FSRVOSOutput(ModelOutput):
     """pred_logits [B, T, N, 1], pred_boxes [B, T, N, 4] cxcywh in [0, 1], pred_masks [B, T, N, ⌈H/4⌉, ⌈W/4⌉] logits,
     reference_points [B, T, N, 2] (the box centres that the last layer started from), aux_outputs: a dict of the first three for each
-    earlier decoder layer, dense_logits [B, T, ⌈H/4⌉, ⌈W/4⌉] or None (auxiliary mask of the referred object, training only)."""
+    earlier decoder layer, dense_logits [B, T, ⌈H/4⌉, ⌈W/4⌉] or None (auxiliary mask of the referred object, training only),
+    other_logits [layers, B, E, T, N] or None (the scores for E further sentences about the clip, final layer first, training only)."""
 
     pred_logits: Tensor = None
     pred_boxes: Tensor = None
@@ -105,6 +108,7 @@ class FSRVOSOutput(ModelOutput):
     reference_points: Tensor = None
     aux_outputs: list = None
     dense_logits: Tensor = None
+    other_logits: Tensor = None
 
 
 def select(output: FSRVOSOutput, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,7 +155,7 @@ class FSRVOSModel(PreTrainedModel):
         attention = dict(size=c.size, heads=c.heads, levels=c.levels, points=c.points, ffn=c.ffn, dropout=c.dropout)
         self.input_proj = _level_projections(c)
         self.resizer = WordResizer(c.text_size, c.size, c.dropout)
-        self.fusion_module = WordFusion(c.size, c.heads, c.residual_fusion)
+        self.fusion_module = WordFusion(c.size, c.heads)
         self.affinity = CrossModalAffinity(c.size, c.affinity, c.support_frames)
         self.level_embed = nn.Parameter(torch.randn(c.levels, c.size))
         self.encoder = DeformableEncoder(c.encoder_layers, **attention)
@@ -241,12 +245,14 @@ class FSRVOSModel(PreTrainedModel):
 
 
     def decode(self, query_levels: list[Tensor], words: Tensor, word_mask: Tensor, support_levels: list[Tensor], support_masks: Tensor,
-               support_words: Tensor, support_word_mask: Tensor, query_padding: Tensor | None = None, query_sizes: Tensor | None = None) -> FSRVOSOutput:
+               support_words: Tensor, support_word_mask: Tensor, query_padding: Tensor | None = None, query_sizes: Tensor | None = None,
+               other_words: Tensor | None = None, other_word_mask: Tensor | None = None) -> FSRVOSOutput:
         """From encoded features to scores, boxes and masks.
 
         query_levels: four of [B, T, C, h, w] (strides 4 to 32); words [B, L, C_text], word_mask bool [B, L] (True = word); support_levels: four of
         [B, K, C, h, w]; support_masks float [B, K, H, W]; query_padding bool [B, T, H, W] or None; query_sizes [B, 2] (h, w) of the frames
-        without padding, or None.
+        without padding, or None; other_words [B, E, L, C_text] and other_word_mask [B, E, L]: further sentences about the query clip that only
+        a looking head is asked.
         """
         c = self.config
         if not c.use_support:
@@ -265,10 +271,21 @@ class FSRVOSModel(PreTrainedModel):
         paddings = [level_padding(query_padding, x.shape[-2:]) for x in (finest, *maps[:3])]
         mask_features = self.pixel_decoder([finest, *maps[:3]], words, word_mask, paddings)
         looks = maps[1] if prior is None else torch.cat((maps[1], prior), 2)
-        return self._predict(hidden, starts, ends, mask_features, looks, words, word_mask, query_sizes)
+        output, evidence = self._predict(hidden, starts, ends, mask_features, looks, words, word_mask, query_sizes)
+        if other_words is not None and evidence and c.use_words:
+            output.other_logits = self._ask(evidence, self.resizer(other_words), other_word_mask)
+        return output
 
-    def _predict(self, hidden, starts, ends, mask_features, looks, words, word_mask, query_sizes) -> FSRVOSOutput:
-        "The heads of every decoder layer."
+    def _ask(self, evidence: list[Tensor], words: Tensor, word_mask: Tensor) -> Tensor:
+        "Evidence of every layer [B, T, N, C], words [B, E, L, C] -> logits [layers, B, E, T, N], final layer first."
+        b, count = word_mask.shape[:2]
+        flat = torch.stack((evidence[-1], *evidence[:-1])).repeat_interleave(count, 1)             # [layers, B·E, T, N, C]
+        repeat = lambda x: x.flatten(0, 1).repeat(len(evidence), *[1] * (x.dim() - 2))
+        logits = self.referring_head(flat.flatten(0, 1), repeat(words), repeat(word_mask)).squeeze(-1)
+        return logits.view(len(evidence), b, count, *logits.shape[1:])
+
+    def _predict(self, hidden, starts, ends, mask_features, looks, words, word_mask, query_sizes) -> tuple[FSRVOSOutput, list[Tensor]]:
+        "The heads of every decoder layer -> the output, and the evidence of a looking head by layer (empty without one)."
         (b, t), (h, w), n = mask_features.shape[:2], mask_features.shape[-2:], hidden.shape[2]
         if query_sizes is None:
             size = hidden.new_tensor([4.0 * w, 4.0 * h]).expand(b, 2)
@@ -276,18 +293,19 @@ class FSRVOSModel(PreTrainedModel):
             size = query_sizes.flip(-1).to(hidden)
         size = size.repeat_interleave(t, 0)[:, None]                                              # [B·T, 1, 2] (w, h)
         flat = mask_features.flatten(0, 1)
-        outputs = []
+        outputs, evidence = [], []
         for layer in range(len(hidden)):
             masks = self.mask_head(flat, self.controller(hidden[layer]), ends[layer][..., :2].detach() * size).view(b, t, n, h, w)
             shaped = hidden[layer].view(b, t, n, -1)
             boxes = ends[layer].view(b, t, n, 4)
             if self.config.referring_head == "look":
-                logits = self.referring_head(shaped, boxes, masks, looks, words, word_mask)
+                evidence.append(self.referring_head.evidence(shaped, boxes, masks, looks))
+                logits = self.referring_head(evidence[-1], words, word_mask)
             else:
                 logits = self.class_embed[layer](shaped)
             outputs.append(dict(pred_logits=logits, pred_boxes=boxes, pred_masks=masks))
         dense = self.dense_head(flat).view(b, t, h, w) if self.config.dense_auxiliary and self.training else None
-        return FSRVOSOutput(**outputs[-1], reference_points=starts[-1].view(b, t, n, 4)[..., :2], aux_outputs=outputs[:-1], dense_logits=dense)
+        return FSRVOSOutput(**outputs[-1], reference_points=starts[-1].view(b, t, n, 4)[..., :2], aux_outputs=outputs[:-1], dense_logits=dense), evidence
 
     def forward(self, query_frames: Tensor, query_input_ids: Tensor, query_attention_mask: Tensor, support_frames: Tensor, support_masks: Tensor,
                 support_input_ids: Tensor, support_attention_mask: Tensor, query_padding_mask: Tensor | None = None,

@@ -51,18 +51,14 @@ class WordResizer(nn.Module):
 
 # %% ../../nbs/models/01_fusion.ipynb #42c126fb
 class WordFusion(nn.Module):
-    """Eq. 1: pixels attend to words; the attended words gate the pixels.
+    "Eq. 1: pixels attend to words; the attended words gate the pixels."
 
-    `residual` adds 1 to the gate, so that a pixel passes unchanged where the words say nothing (ours; off in the paper's presets).
-    """
-
-    def __init__(self, size: int, heads: int, residual: bool = False):
+    def __init__(self, size: int, heads: int):
         super().__init__()
         self.multihead_attn = nn.MultiheadAttention(size, heads, batch_first=True)
-        self.residual = residual
 
     def forward(self, pixels: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
         "Pixels [B, P, C], words [B, L, C], word_mask bool [B, L] (True = word) -> [B, P, C]."
         keys = words + sine_positions_1d(word_mask, words.shape[-1])
         gate = self.multihead_attn(pixels, keys, words, key_padding_mask=~word_mask, need_weights=False)[0]
-        return pixels * (1 + gate) if self.residual else pixels * gate
+        return pixels * gate

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['NOT_IDENTITY', 'EPISODES', 'TrainError', 'TrainSettings', 'learning_rate', 'epoch_order', 'epoch_batches',
            'batch_stream', 'unpadded_sizes', 'forward', 'Average', 'copy_values', 'describe_run', 'digest',
-           'differences', 'save_checkpoint', 'load_checkpoint', 'Log', 'stop_requests', 'leave', 'trainable',
-           'Progress', 'TrainResult', 'steps_in_epoch', 'check_finite', 'validate_average', 'save_final', 'train']
+           'differences', 'save_checkpoint', 'load_checkpoint', 'Log', 'stop_requests', 'leave', 'rate_groups',
+           'trainable', 'Progress', 'TrainResult', 'steps_in_epoch', 'check_finite', 'validate_average', 'save_final',
+           'train']
 
 # %% ../../nbs/training/02_loop.ipynb #72efeae0
 import csv
@@ -21,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ class TrainSettings:
     seed: int = 0
     checkpoint_every: float = 60.0          # seconds; 0: after every step
     log_every: int = 1                      # steps
+    rate_factors: dict = field(default_factory=dict)  # start of a parameter's name -> factor on its rate
     num_workers: int = 0                    # processes that load data; episodes from a feature store need none
 
     def __post_init__(self):
@@ -119,11 +121,15 @@ def forward(model: nn.Module, batch: Batch):
         query, support = model.encode_frames(query[0]), model.encode_frames(support[0])
         words = model.encode_text(words, batch.word_mask)
         support_words = model.encode_text(support_words, batch.support_word_mask)
-    padding = batch.query_padding
-    sizes = {} if padding is None else dict(query_padding=padding, query_sizes=unpadded_sizes(padding))
+    padding, others = batch.query_padding, batch.other_words
+    if others is not None and not others.is_floating_point():
+        others = model.encode_text(others.flatten(0, 1), batch.other_word_mask.flatten(0, 1)).unflatten(0, others.shape[:2])
+    extra = {} if padding is None else dict(query_padding=padding, query_sizes=unpadded_sizes(padding))
+    if others is not None:
+        extra |= dict(other_words=others, other_word_mask=batch.other_word_mask)
     return model.decode(query_levels=query, words=words, word_mask=batch.word_mask, support_levels=support,
                         support_masks=batch.support_masks, support_words=support_words,
-                        support_word_mask=batch.support_word_mask, **sizes)
+                        support_word_mask=batch.support_word_mask, **extra)
 
 # %% ../../nbs/training/02_loop.ipynb #c20b87e7
 class Average:
@@ -157,7 +163,7 @@ def copy_values(values: dict[str, Tensor], to: dict[str, Tensor]) -> None:
 
 # %% ../../nbs/training/02_loop.ipynb #f3317776
 NOT_IDENTITY = ("checkpoint_every", "log_every", "num_workers")  # settings that change no weight
-EPISODES = ("classes", "n_frames", "shots", "seed", "class_name_dropout")  # attributes of a dataset that change its episodes
+EPISODES = ("classes", "n_frames", "shots", "seed", "class_name_dropout", "other_sentences")  # attributes of a dataset that change its episodes
 
 
 def describe_run(model: nn.Module, dataset: Dataset, settings: TrainSettings, identity: dict | None) -> dict:
@@ -249,6 +255,19 @@ def leave(number: int) -> None:
     """End as the signal would have ended the program."""
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
+# %% ../../nbs/training/02_loop.ipynb #063f546b
+def rate_groups(parameters: dict[str, nn.Parameter], factors: dict[str, float]) -> list[dict]:
+    """Optimiser groups: parameters whose name starts with a key of `factors` learn that many times as fast.
+
+    Raises `TrainError` for a key that no parameter starts with."""
+    groups = {1.0: []} | {factor: [] for factor in factors.values()}
+    for name, parameter in parameters.items():
+        groups[next((factor for key, factor in factors.items() if name.startswith(key)), 1.0)].append(parameter)
+    idle = [key for key in factors if not any(name.startswith(key) for name in parameters)]
+    if idle:
+        raise TrainError(f"rate_factors names {', '.join(idle)}, with which no trainable parameter's name starts; mend params.yaml")
+    return [dict(params=group, factor=factor) for factor, group in groups.items() if group]
+
 # %% ../../nbs/training/02_loop.ipynb #18eb14a4
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name."""
@@ -262,8 +281,8 @@ class Progress:
         self.path, self.run, self.out = out / "checkpoint.pt", run, out
         self.parameters = trainable(model)
         self.average = Average(self.parameters, settings.ema)
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay,
-                                           fused=True)
+        self.optimizer = torch.optim.AdamW(rate_groups(self.parameters, settings.rate_factors), lr=settings.lr,
+                                           weight_decay=settings.weight_decay, fused=True)
         self.step, self.seconds = 0, 0.0
         self.restore(load_checkpoint(self.path, run))
         self.saved = time.perf_counter()
@@ -376,7 +395,7 @@ def train(model: nn.Module, dataset: Dataset, settings: TrainSettings, out_dir: 
             norm = nn.utils.clip_grad_norm_(progress.parameters.values(), settings.clip_norm)
             lr = learning_rate(step, steps_per_epoch, settings)
             for group in progress.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["factor"]
             progress.optimizer.step()
             progress.average.update(step)
 

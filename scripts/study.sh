@@ -1,0 +1,26 @@
+#!/bin/sh
+# scripts/study.sh [METHOD ...]: bring the folds of these methods up to date (none named: every cell of the study), then the report.
+# One `dvc repro` would run the cells one after another; here JOBS of them (2) run side by side, one thread each.
+set -eu
+cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+stages=$(dvc stage list --name-only)
+methods=$(echo "$*" | tr ' ' '|')
+select_items() {   # select_items STAGE: its items, one a line, of the methods asked for
+    echo "$stages" | sed -n "s/^$1@//p" | if [ -n "$methods" ]; then grep -E "^($methods)(-[0-9]+)?\$" || true; else cat; fi
+}
+side_by_side() {   # the items on standard input; each runs the given stages in order
+    xargs -P "${JOBS:-2}" -I{} dvc --wait-for-lock repro --single-item "$@"
+}
+
+scripts/materialise.sh
+dvc repro oracles features
+select_items pretrain | side_by_side 'pretrain@{}'
+select_items train    | side_by_side 'train@{}' 'evaluate@{}'
+select_items baseline | side_by_side 'baseline@{}'
+dvc repro --single-item report
+
+cat reports/table1.md
+echo
+echo "figures and tables: reports/    executed notebooks: runs/"

@@ -1,0 +1,110 @@
+"The command line: what a person types, and what they get for a mistake."
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fsrvos.apps.cli import examine, main
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("synthesize", "curate", "train", "evaluate", "report", "doctor")
+
+
+@pytest.fixture
+def fsrvos(capsys):
+    "Run the command line in this process: (exit status, output, errors)."
+    def run(*argv):
+        with pytest.raises(SystemExit) as end: main([str(a) for a in argv])
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+    return run
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    "A folder with the study's parameters, and nothing else, to run in."
+    for name in ("params.yaml", "dvc.yaml", "constraints.txt"): shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(fsrvos, command):
+    status, out, _ = fsrvos(command, "--help")
+    assert status == 0 and f"fsrvos {command}" in out
+
+
+def test_help_of_all_names_the_commands(fsrvos):
+    status, out, _ = fsrvos("--help")
+    assert status == 0 and all(command in out for command in COMMANDS)
+
+
+def test_it_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-c", "from fsrvos.apps.cli import main; main()", "train", "cma-77"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("fsrvos: ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("argv, complaint", [
+    (["train", "prototype-1"], "no trained cell 'prototype-1'"),
+    (["evaluate", "cma"], "no cell 'cma'"),
+    (["report"], "no results yet"),
+    (["curate"], "data/embedded/raw"),
+    (["curate", "--check", "--raw", "nowhere"], "nowhere"),
+])
+def test_a_mistake_is_told_and_nothing_is_written(fsrvos, checkout, argv, complaint):
+    before = sorted(checkout.rglob("*"))
+    status, _, err = fsrvos(*argv)
+    assert status == 2 and complaint in err and "Traceback" not in err
+    assert sorted(checkout.rglob("*")) == before
+
+
+def test_without_parameters(fsrvos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = fsrvos("train", "cma-1")
+    assert status == 2 and err == "fsrvos: params.yaml: no such file; run from the root of the repository\n"
+
+
+def test_unknown_parameters(fsrvos, checkout):
+    text = (checkout / "params.yaml").read_text()
+    (checkout / "params.yaml").write_text(text.replace("  clips_per_class:", "  clip_per_class:", 1))
+    status, _, err = fsrvos("synthesize")
+    assert status == 2 and "clip" in err and not (checkout / "data").exists()
+
+
+def test_synthesize_does_not_overwrite(fsrvos, checkout):
+    (checkout / "data/embedded").mkdir(parents=True)
+    status, _, err = fsrvos("synthesize")
+    assert status == 2 and "data/embedded exists" in err
+
+
+def test_curate_by_hand(fsrvos, checkout, tiny_corpus):
+    corpus = tiny_corpus("raw")
+    text = (checkout / "params.yaml").read_text().replace("  min_videos: 10", "  min_videos: 2", 1)
+    (checkout / "params.yaml").write_text(text)
+    assert fsrvos("curate", "--check", "--raw", corpus.root) == (0, f"{corpus.root}: nothing wrong\n", "")
+    status, out, _ = fsrvos("curate", "--raw", corpus.root, "--out", "mini")
+    assert status == 0 and "after the rule" in out and (checkout / "mini/folds.json").exists()
+
+
+def test_check_lists_every_problem(fsrvos, checkout, tiny_corpus):
+    corpus = tiny_corpus("raw")
+    masks = sorted((corpus.root / "train/Annotations").rglob("*.png"))
+    masks[0].unlink()
+    masks[20].write_bytes(b"no picture")
+    status, _, err = fsrvos("curate", "--check", "--raw", corpus.root)
+    assert status == 2 and masks[20].name in err and masks[0].parent.name in err and "problem(s)" in err
+
+
+def test_doctor_finds_this_installation(fsrvos, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    status, out, _ = fsrvos("doctor")
+    assert status == 0 and "MISSING" not in out and all(word in out for word in ("python", "torch", "encoder", "dvc", "compiler", "data"))
+
+
+def test_doctor_says_what_is_missing(fsrvos, checkout, monkeypatch):
+    monkeypatch.setattr("fsrvos.apps.cli.required_packages", lambda: ["torch", "no-such-package"])
+    assert [f.what for f in examine() if f.needed and not f.ok] == ["no-such-package"]
+    status, out, _ = fsrvos("doctor")
+    assert status == 2 and "no-such-package not installed" in " ".join(out.split()) and "make setup" in out

@@ -1,0 +1,26 @@
+"What a reader sees: README.md is the index notebook, and every notebook says what it is for."
+import runpy
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+def test_readme_is_the_index():
+    readme = runpy.run_path(str(ROOT / "scripts/readme.py"))["readme"]
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == readme(), "README.md is not nbs/index.ipynb: run make docs"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
+def test_notebook_begins_with_title_and_purpose(path):
+    first = next(c for c in nbformat.read(path, 4).cells if c.cell_type == "markdown").source.splitlines()
+    assert first[0].startswith("# ") and any(line.startswith("> ") for line in first[1:])
+
+
+def test_the_makefile_has_the_targets_of_the_readme():
+    targets = {line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if "##" in line}
+    assert targets == {"repro", "study", "smoke", "test", "docs", "lab"}
+    assert all(f"make {target}" in (ROOT / "README.md").read_text() for target in targets)

@@ -1,0 +1,130 @@
+"The study's own files: parameters, cells, provenance, and whether what is committed still shows what is there."
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fsrvos.study import (SIZES, StudyError, choose_size, code_hash, load_params, load_stages, method_config, parse_cell, stage_provenance,
+                          training_config)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def edited(tmp_path, edit):
+    "A copy of params.yaml after `edit(raw)`."
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    edit(raw)
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_makes_settings_that_the_code_accepts(tmp_path, size):
+    from fsrvos.data.curation import CurationRules
+    from fsrvos.data.synthesis import SynthesisSettings
+    from fsrvos.evaluation.protocol import SWAPS
+    from fsrvos.models.fsrvos import FSRVOSConfig
+    from fsrvos.training.loop import TrainSettings
+
+    params = load_params(edited(tmp_path, lambda raw: raw.update(size=size)))
+    SynthesisSettings(**params["synthesis"])
+    CurationRules(**{k: v for k, v in params["curation"].items() if k != "n_folds"})
+    assert set(params["evaluate"]["swaps"]) <= set(SWAPS)
+    assert set(params["evaluate"]["pictures"]) <= set(params["methods"])
+    for method in set(params["cells"].values()):
+        FSRVOSConfig.from_preset(params["model"]["preset"], **params["features"], **method_config(params, method))
+        for stage in ("pretrain", "train"):
+            settings = training_config(params, method, stage)
+            TrainSettings(**{k: v for k, v in settings.items() if k not in ("frames", "shots", "class_name_dropout")})
+
+
+def test_the_controls_train_like_the_papers_method():
+    params = load_params()
+    for stage in ("pretrain", "train"):
+        for control in ("language-only", "support-only", "cma_self", "cma_none"):
+            assert training_config(params, control, stage) == training_config(params, "cma", stage)
+
+
+@pytest.mark.parametrize("edit, complaint", [
+    (lambda raw: raw["train"].pop("lr"), "unknown parameter 'train.lr'"),                      # `paper` overrides it
+    (lambda raw: raw["smoke"]["train"].update(epoch=3), "did you mean 'epochs'"),
+    (lambda raw: raw.update(trian={}), "did you mean 'train'"),
+    (lambda raw: raw.update(size="huge"), "size 'huge' is none of"),
+    (lambda raw: raw.pop("seed"), "missing: seed"),
+    (lambda raw: raw["cells"].update({"cma-5": "cma"}), "there are 4 folds"),
+    (lambda raw: raw["cells"].update({"cma-1": "cma_plus"}), "must name the cell's own method"),
+    (lambda raw: raw["cells"].update({"magic-1": "magic"}), "no method 'magic'"),
+    (lambda raw: raw["pretrain"]["methods"].remove("cma"), "pretrain.methods lacks 'cma'"),
+    (lambda raw: raw["training_free_cells"].append("prototype"), "'prototype' is no cell"),
+])
+def test_bad_parameters_are_one_clear_error(tmp_path, edit, complaint):
+    path = edited(tmp_path, edit)
+    with pytest.raises(StudyError, match=complaint) as error: load_params(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_files_that_are_no_parameters(tmp_path):
+    with pytest.raises(StudyError, match="no such file"): load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("train: {lr: [")
+    with pytest.raises(StudyError, match="not valid YAML"): load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("- lr")
+    with pytest.raises(StudyError, match="expected a mapping"): load_params(tmp_path / "params.yaml")
+
+
+def test_the_study_has_the_cells_of_the_issue():
+    params = load_params()
+    folds = {method: sorted(parse_cell(c).fold for c in [*params["cells"], *params["training_free_cells"]]
+                            if parse_cell(c).method == method and parse_cell(c).seed == 0) for method in params["methods"]}
+    for method in ("cma", "cma_plus", "language-only", "support-only", "prototype"): assert folds[method] == [1, 2, 3, 4]
+    assert folds["cma_self"] == folds["cma_none"] == [1]
+    assert {"cma_plus-1", "cma_plus-1-s1", "cma_plus-1-s2"} <= set(params["cells"])
+
+
+def test_a_smaller_size_changes_the_cells_that_dvc_sees(tmp_path):
+    path = edited(tmp_path, lambda raw: None)
+    params = choose_size("smoke", path)
+    assert yaml.safe_load(path.read_text())["cells"] == params["cells"] != load_params()["cells"]
+
+
+def test_provenance_follows_what_a_stage_runs(tmp_path, monkeypatch):
+    params = load_params()
+    now = stage_provenance("evaluate", params, "cma")
+    other = {**params, "evaluate": {**params["evaluate"], "runs": 99}}
+    assert stage_provenance("evaluate", other, "cma")["params"] != now["params"]
+    assert stage_provenance("train", other, "cma") == stage_provenance("train", params, "cma")
+    assert stage_provenance("evaluate", params, "cma_plus")["params"] != now["params"]
+    with pytest.raises(StudyError, match="no stage 'evalute'"): stage_provenance("evalute", params)
+
+
+def test_every_stage_names_its_notebook_as_code():
+    for name, stage in load_stages().items():
+        assert [c for c in stage.code if c.endswith(".ipynb")], name
+        assert len(code_hash(stage.code)) == 16
+
+
+def test_every_requirement_is_pinned():
+    parser = ConfigParser(delimiters=["="], interpolation=None)
+    parser.read("settings.ini")
+    settings = parser["DEFAULT"]
+    pinned = {line.split("==")[0].lower() for line in Path("constraints.txt").read_text().splitlines() if "==" in line}
+    wanted = re.findall(r"^[A-Za-z0-9_.-]+", "\n".join((settings["requirements"] + " " + settings["dev_requirements"]).split()), flags=re.M)
+    assert wanted and not [name for name in wanted if name.lower() not in pinned]
+    assert "+" not in Path("constraints.txt").read_text()
+
+
+@pytest.mark.skipif(not (ROOT / "reports/provenance.json").exists(), reason="no committed report")
+def test_the_committed_report_is_not_stale():
+    from fsrvos.evaluation.report import load_evaluations, stale, stale_cells
+
+    params = load_params()
+    assert stale("reports", stage_provenance("report", params)) == []
+    made_by = lambda cell: stage_provenance("evaluate" if cell in params["cells"] else "baseline", params, parse_cell(cell).method)
+    assert stale_cells(load_evaluations("results/evaluate"), made_by) == []
