@@ -43,14 +43,18 @@ def test_every_size_makes_settings_that_the_code_accepts(tmp_path, size):
         FSRVOSConfig.from_preset(params["model"]["preset"], **params["features"], **method_config(params, method))
         for stage in ("pretrain", "train"):
             settings = training_config(params, method, stage)
-            TrainSettings(**{k: v for k, v in settings.items() if k not in ("frames", "shots", "class_name_dropout")})
+            TrainSettings(**{k: v for k, v in settings.items() if k not in ("frames", "shots", "class_name_dropout", "other_sentences")})
 
 
-def test_the_controls_train_like_the_papers_method():
+def test_controls_and_ablations_train_like_their_method():
     params = load_params()
     for stage in ("pretrain", "train"):
-        for control in ("language-only", "support-only", "cma_self", "cma_none"):
-            assert training_config(params, control, stage) == training_config(params, "cma", stage)
+        for method, models in {"cma": ("cma_self", "cma_none"), "cma_plus": ("language-only", "support-only")}.items():
+            for model in models:
+                assert training_config(params, model, stage) == training_config(params, method, stage)
+        budget = [{k: v for k, v in training_config(params, m, stage).items() if k in ("epochs", "episodes_per_class", "batch_size", "frames", "shots", "lr")}
+                  for m in ("cma", "cma_plus")]
+        assert budget[0] == budget[1]
 
 
 @pytest.mark.parametrize("edit, complaint", [

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
+import PIL.Image
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL.PngImagePlugin import PngInfo
 
 from ..data.corpus import write_bytes_atomic, write_json_atomic
 from .protocol import MEASURES, SWAPS, Evaluation, bootstrap, breakdown, decode_masks, interval, run_means
@@ -348,7 +350,7 @@ def qualitative_figure(evaluation: Evaluation, corpus, columns: int = 5) -> Figu
     if not cases:
         raise ReportError(f"{evaluation.info.get('cell')}: no cases to draw: put answer_cases(...) into its info")
     ratio = np.mean([corpus.videos[case["video"]].height / corpus.videos[case["video"]].width for case in cases])
-    figure = Figure(figsize=(2 * (columns + 1), len(cases) * (4.2 * ratio + .35)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2 * (columns + 1), len(cases) * (4.2 * ratio + .35)), dpi=90, layout="constrained")
     for part, case in zip(figure.subfigures(len(cases), 1, squeeze=False)[:, 0], cases):
         _draw_case(part, case, corpus, columns)
     return figure
@@ -468,8 +470,11 @@ def _csv(records):
 
 
 def _png(figure, provenance):
-    data = io.BytesIO()
-    figure.savefig(data, format="png", metadata={"Software": None, "Source": _origin(provenance)})
+    "A PNG of 256 colours, a third of the size: reports are kept in git."
+    drawn, data, origin = io.BytesIO(), io.BytesIO(), PngInfo()
+    figure.savefig(drawn, format="png")
+    origin.add_text("Source", _origin(provenance))
+    PIL.Image.open(drawn).convert("RGB").quantize(256, PIL.Image.Quantize.MEDIANCUT).save(data, format="png", pnginfo=origin, optimize=True)
     return data.getvalue()
 
 # %% ../../nbs/evaluation/02_report.ipynb #74714143

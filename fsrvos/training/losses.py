@@ -110,7 +110,7 @@ class Criterion(nn.Module):
 
     `targets`: one dict a clip with `masks` [M, T, H, W], `boxes` [M, T, 4] (cxcywh in [0, 1], zeros where not visible),
     `valid` [M, T] (visible), and optionally `referred` [M] (default: all). [T, H, W] masks mean M = 1. `labels` are not
-    used: there is one class. Source: P1 eq. 6; PARTICULARS.md, Loss."""
+    used: there is one class. Source: ICCV 2023, eq. 6; the published criterion."""
 
     def __init__(self, config):
         super().__init__()
