@@ -46,4 +46,5 @@ def render() -> None:
 if __name__ == "__main__":
     if shutil.which("quarto"): subprocess.run(["nbdev_docs"], check=True)
     else: render()
+    shutil.copytree(ROOT / "reports", ROOT / "_docs/reports", dirs_exist_ok=True)  # the first page shows a picture of it
     print("open _docs/index.html")
