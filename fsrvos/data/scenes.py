@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from .appearance import Look, Style, background, occluder, place, random_look, random_style, sine, upsample
-from .sprites import COLOUR_WEIGHTS, CONFUSABLE, sprite_profile
+from .sprites import COLOUR_WEIGHTS, CONFUSABLE, LIVELY, sprite_profile
 
 # %% ../../nbs/data/01c_scenes.ipynb #b07178a5
 def generator(*names):
@@ -85,7 +85,7 @@ class SceneRules:
     width: int = 192
     frames: tuple = (8, 10)
     instances: tuple = (26, 62, 12)      # percent of clips with 1, 2, 3 instances of the class
-    clutter: tuple = (50, 35, 15)        # percent of clips with 1, 2, 3 things that are not annotated
+    clutter: tuple = (40, 45, 15)        # percent of clips with 1, 2, 3 things that are not annotated
     area: tuple = (.038, .155)           # of the frame, for two instances; x 1.35 alone, x .75 among three
     occluded: int = 35                   # percent of clips with an occluder
     crossing: int = 14                   # percent of actors that enter or leave the frame
@@ -153,6 +153,18 @@ def _spread(rng, rules, actors):
         if crowding() > best_value: best, best_value = [a.middle for a in actors], crowding()
     for actor, middle in zip(actors, best): actor.middle = middle
 
+def _group(rng, rules, category, designs, count, crowd):
+    "`count` actors of one category, or of clutter: of one design in three of five cases, and alike or clearly different in what words can say."
+    share_design, code = rng.random() < .6, designs[rng.integers(len(designs))]
+    group = [random_actor(rng, rules, category, code if share_design else designs[rng.integers(len(designs))], crowd) for _ in range(count)]
+    if count > 1: _contrast(rng, group)
+    return group
+
+def _clutter_kinds(rng, clutter):
+    "The lively sprites of a pool in three of four cases, as among the classes; else its other things."
+    lively, things = [c for c in clutter if c in LIVELY], [c for c in clutter if c not in LIVELY]
+    return lively if lively and rng.random() < .75 else things
+
 # %% ../../nbs/data/01c_scenes.ipynb #4dfe797a
 def random_scene(seeds, rules, cast, clutter, short=False):
     """Draw a scene.
@@ -166,12 +178,9 @@ def random_scene(seeds, rules, cast, clutter, short=False):
     actors = []
     for category, designs in cast:
         count = crowd if category == cast[0][0] else int(rng.integers(1, 3))
-        share_design, code = rng.random() < .6, designs[rng.integers(len(designs))]
-        group = [random_actor(rng, rules, category, code if share_design else designs[rng.integers(len(designs))], min(3, count + len(cast) - 1)) for _ in range(count)]
-        if count > 1: _contrast(rng, group)
-        actors += group
-    for _ in range(pick(rng, dict(zip((1, 2, 3), rules.clutter)))):
-        actors.append(random_actor(rng, rules, None, clutter[rng.integers(len(clutter))], min(3, max(1, crowd))))
+        actors += _group(rng, rules, category, designs, count, min(3, count + len(cast) - 1))
+    count = pick(rng, dict(zip((1, 2, 3), rules.clutter)))
+    actors += _group(rng, rules, None, _clutter_kinds(rng, clutter), count, min(3, max(1, crowd)))
     _spread(rng, rules, actors)
     if short: _arrive_late(rng, rules, actors[0], frames)
     if 100 * rng.random() < rules.vanish:

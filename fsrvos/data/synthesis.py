@@ -35,7 +35,7 @@ class SynthesisSettings:
     rare_classes: int = 17
     rare_clips: tuple = (4, 12)
     pretrain_classes: int = 252
-    pretrain_clips: int = 4
+    pretrain_clips: int = 6
     shifted_clips: int = 22              # of each of the three classes
     jpeg_quality: int = 90
 
