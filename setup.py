@@ -24,6 +24,7 @@ setup(
     # kernels/ stands beside fsrvos/ and is imported as fsrvos.kernels, never as `kernels`.
     packages=[*find_packages(include=["fsrvos", "fsrvos.*"], exclude=["fsrvos.kernels*"]), "fsrvos.kernels"],
     package_dir={"fsrvos.kernels": "kernels"},
+    package_data={"fsrvos.kernels": ["*.cpp"]},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     zip_safe=False,
 )

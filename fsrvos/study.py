@@ -168,13 +168,18 @@ def _outline(node: object) -> str:
     fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
     return f"{type(node).__name__}({','.join(f'{name}={_outline(value)}' for name, value in fields)})"
 
+def _essence(path: Path) -> str:
+    "What a change of the file must change to count: the syntax tree of Python, the lines of C++ without comments."
+    if path.suffix == ".cpp": return "\n".join(line.split("//")[0].strip() for line in path.read_text(encoding="utf-8").split("\n"))
+    return _outline(_without_docstrings(ast.parse(_code_of(path))))
+
 def code_hash(paths: Iterable[str | Path] # modules, notebooks, or folders of modules
              ) -> str:                    # 16 hex digits
     "Hash of the syntax trees under `paths`, the same whatever the comments, the docstrings and the line breaks."
-    files = sorted({f for p in map(Path, paths) for f in (p.rglob("*.py") if p.is_dir() else [p])})
+    files = sorted({f for p in map(Path, paths) for f in ((*p.rglob("*.py"), *p.rglob("*.cpp")) if p.is_dir() else [p])})
     absent = [str(f) for f in files if not f.exists()]
     if absent: raise StudyError(f"{absent[0]}: no such code file")
-    return _digest(*(s for f in files for s in (f.as_posix(), _outline(_without_docstrings(ast.parse(_code_of(f)))))))
+    return _digest(*(s for f in files for s in (f.as_posix(), _essence(f))))
 
 # %% ../nbs/00_study.ipynb #b1ae549f
 def params_hash(params: dict # JSON-able

@@ -1,0 +1,75 @@
+"""Multi-scale deformable sampling in C++ for the CPU: built when first asked for, kept in PyTorch's extension cache, and optional.
+
+The plain PyTorch version that it must equal is `fsrvos.models.deformable.sample_levels`.
+"""
+import hashlib
+import os
+import platform
+import sys
+import sysconfig
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("deformable.cpp")
+
+
+def _flags() -> list[str]:
+    "Compiler flags: for the processor at hand, since the library is built where it runs."
+    return ["-O3", "-std=c++20", "-march=native" if platform.machine() != "arm64" else "-mcpu=native", *(["-fopenmp"] if sys.platform == "linux" else [])]
+
+
+def _build_name() -> str:
+    "Names the library after what it was built from, so that a home directory may serve several machines."
+    try:
+        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        cpu = platform.processor()
+    made_of = (SOURCE.read_text(), torch.__version__, sys.version, sysconfig.get_platform(), cpu, *_flags())
+    return "fsrvos_" + hashlib.md5("\n".join(made_of).encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=None)
+def cpu_kernel():
+    "The function `(value, shapes, locations, weights) -> [B, Q, heads·D]`, or None (with one warning) where it cannot be built."
+    from torch.utils import cpp_extension
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))  # ninja may be there alone
+    try:
+        cpp_extension.load(_build_name(), [str(SOURCE)], extra_cflags=_flags(), extra_ldflags=["-fopenmp"] if sys.platform == "linux" else [],
+                           is_python_module=False)
+    except Exception as error:  # no compiler, no ninja, no headers, a full disk: whatever it is, the reference does
+        reason = (str(error).strip().splitlines() or [""])[0]
+        warnings.warn(f"no C++ kernel for deformable attention ({type(error).__name__}: {reason}); PyTorch's own operations "
+                      "take its place, and training takes about half as long again", stacklevel=2)
+        return None
+    torch.library.register_fake("fsrvos::sample_levels", _fake)
+    torch.library.register_fake("fsrvos::sample_levels_backward", _fake_backward)
+    torch.library.register_autograd("fsrvos::sample_levels", _backward, setup_context=_remember)
+    return _sample
+
+
+def _sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    "As `sample_levels`; half precision is computed in float32, and float32 comes out."
+    kind = torch.float64 if value.dtype == torch.float64 else torch.float32
+    return torch.ops.fsrvos.sample_levels(value.to(kind), torch.tensor(shapes), locations.to(kind), weights.to(kind))
+
+
+def _fake(value, shapes, locations, weights):
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+
+def _fake_backward(grad, value, shapes, locations, weights):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (value, locations, weights))
+
+
+def _remember(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad):
+    value, shapes, locations, weights = ctx.saved_tensors
+    grad_value, grad_locations, grad_weights = torch.ops.fsrvos.sample_levels_backward(grad, value, shapes, locations, weights)
+    return grad_value, None, grad_locations, grad_weights
