@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .deformable import feed_forward
-from .fusion import sine_positions_1d, sine_positions_2d
+from .fusion import Attention, sine_positions_1d, sine_positions_2d
 
 # %% ../../nbs/models/04_mask_decoder.ipynb #8eab35dc
 class PixelWordBlock(nn.Module):
@@ -23,8 +23,8 @@ class PixelWordBlock(nn.Module):
     def __init__(self, size: int, heads: int, ffn: int, dropout: float, reduction: int):
         super().__init__()
         self.reduction = reduction
-        self.self_attn = nn.MultiheadAttention(size, heads, batch_first=True)
-        self.multihead_attn = nn.MultiheadAttention(size, heads, batch_first=True)
+        self.self_attn = Attention(size, heads)
+        self.multihead_attn = Attention(size, heads)
         self.linear1, self.linear2 = nn.Linear(size, ffn), nn.Linear(ffn, size)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(size) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
@@ -34,7 +34,7 @@ class PixelWordBlock(nn.Module):
         tokens = _to_tokens(x)
         tokens = self.norm1(tokens + self.dropout(self._self_attention(x, position, padding)))
         keys = words + sine_positions_1d(word_mask, words.shape[-1])
-        attended = self.multihead_attn(tokens + _to_tokens(position), keys, words, key_padding_mask=~word_mask, need_weights=False)[0]
+        attended = self.multihead_attn(tokens + _to_tokens(position), keys, words, word_mask)
         tokens = self.norm2(tokens + self.dropout(attended))
         tokens = self.norm3(tokens + self.dropout(feed_forward(self, tokens)))
         return _to_maps(tokens, x)
@@ -44,8 +44,8 @@ class PixelWordBlock(nn.Module):
         small = (max(h // self.reduction, 1), max(w // self.reduction, 1))
         down = lambda y: F.interpolate(y.flatten(0, 1), small, mode="nearest").unflatten(0, (b, t))
         v, q = down(x), down(x + position)
-        ignore = None if padding is None else down(padding[:, :, None].float()).flatten(1) > .5
-        out = self.self_attn(_to_tokens(q), _to_tokens(q), _to_tokens(v), key_padding_mask=ignore, need_weights=False)[0]
+        keep = None if padding is None else down(padding[:, :, None].float()).flatten(1) < .5
+        out = self.self_attn(_to_tokens(q), _to_tokens(q), _to_tokens(v), keep)
         out = F.interpolate(_to_maps(out, v).flatten(0, 1), (h, w), mode="bilinear", align_corners=False)
         return _to_tokens(out.unflatten(0, (b, t)))
 
@@ -132,23 +132,29 @@ class DynamicMaskHead(nn.Module):
 
     def forward(self, features: Tensor, kernels: Tensor, centres: Tensor) -> Tensor:
         """features [F, C, h, w] (F frames), kernels [F, N, parameters], centres [F, N, 2] (x, y in pixels) -> logits [F, N, h, w]."""
-        f, n, _ = kernels.shape
-        h, w = features.shape[-2:]
-        weights = kernels.split([o * i for o, i in self.shapes] + [o for o, _ in self.shapes], -1)
-        weights, biases = weights[:len(self.shapes)], weights[len(self.shapes):]
-        first = weights[0].view(f, n, *self.shapes[0])
-        x = (first[..., :-2].flatten(1, 2) @ features.flatten(2)).view(f, n, -1, h, w)
-        x = x + self._relative(first[..., -2:], centres, h, w) + biases[0].view(f, n, -1, 1, 1)
-        x = x.flatten(3)
-        for (o, i), weight, bias in zip(self.shapes[1:], weights[1:], biases[1:]):
-            x = weight.view(f, n, o, i) @ F.relu(x) + bias.view(f, n, o, 1)
+        with torch.autocast(features.device.type, enabled=False):  # small products, and coordinates that half precision would blur
+            return self._convolve(features.float(), kernels.float(), centres.float())
+
+    def _convolve(self, features: Tensor, kernels: Tensor, centres: Tensor) -> Tensor:
+        (f, n, _), (h, w) = kernels.shape, features.shape[-2:]
+        parts = kernels.split([o * i for o, i in self.shapes] + [o for o, _ in self.shapes], -1)
+        weights = [part.view(f, n, o, i) for part, (o, i) in zip(parts, self.shapes)]
+        biases = [part[..., None] for part in parts[len(self.shapes):]]
+        x = (self._centred(weights[0], biases[0], centres) @ self._with_coordinates(features)).view(f, n, -1, h * w)
+        for weight, bias in zip(weights[1:], biases[1:]):
+            x = weight @ F.relu(x) + bias
         return x.view(f, n, h, w)
 
-    def _relative(self, weight: Tensor, centres: Tensor, h: int, w: int) -> Tensor:
-        "Contribution of the relative coordinates (centre - pixel): weight [F, N, O, 2], centres [F, N, 2] -> [F, N, O, h, w]."
-        ys, xs = (4 * torch.arange(s, device=weight.device, dtype=torch.float32) + 2 for s in (h, w))
-        dx = (centres[..., :1] - xs) * self.coordinate_scale      # [F, N, w]
-        dy = (centres[..., 1:] - ys) * self.coordinate_scale      # [F, N, h]
-        across = weight[..., :1] * dx[:, :, None]                 # [F, N, O, w]
-        down = weight[..., 1:] * dy[:, :, None]
-        return across[..., None, :] + down[..., None]
+    def _with_coordinates(self, features: Tensor) -> Tensor:
+        "[F, C, h, w] -> [F, C + 3, h·w]: the features, x and y of the pixels (scaled), and ones."
+        f, _, h, w = features.shape
+        y, x = ((4 * torch.arange(s, device=features.device, dtype=torch.float32) + 2) * self.coordinate_scale for s in (h, w))
+        ramps = torch.stack((x.expand(h, w), y[:, None].expand(h, w), torch.ones(h, w, device=features.device)))
+        return torch.cat((features.flatten(2), ramps.flatten(1).expand(f, -1, -1)), 1)
+
+    def _centred(self, weight: Tensor, bias: Tensor, centres: Tensor) -> Tensor:
+        """The first layer, [F, N·O, C + 3]. A coordinate relative to the centre c enters as w (c - x) = -w x + w c, so the pixels'
+        coordinates are the same for all queries, and the rest is bias: weight [F, N, O, C + 2], bias [F, N, O, 1], centres [F, N, 2]."""
+        coordinates = weight[..., -2:]
+        shift = bias + coordinates @ (centres * self.coordinate_scale)[..., None]
+        return torch.cat((weight[..., :-2], -coordinates, shift), -1).flatten(1, 2)
