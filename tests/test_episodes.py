@@ -210,7 +210,7 @@ def test_batch_of_equal_sizes(tiny_corpus):
     target = batch.targets[0]
     assert {key: (list(value.shape), value.dtype) for key, value in target.items()} == {
         "masks": ([2, 3, 32, 48], torch.float32), "boxes": ([2, 3, 4], torch.float32), "valid": ([2, 3], torch.bool),
-        "labels": ([2], torch.int64), "referred": ([2], torch.bool), "other_referred": ([0, 2], torch.bool)}
+        "labels": ([2], torch.int64), "referred": ([2], torch.bool), "other_referred": ([0, 2], torch.bool), "class_code": ([], torch.int64)}
     assert batch.to("cpu").targets[0]["valid"].any() and batch.to("meta").query[0].device.type == "meta" and batch.to("meta").query_padding is None
 
 

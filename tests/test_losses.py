@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fsrvos.training.losses import Criterion, LossSettings
+from fsrvos.training.losses import Criterion, LossSettings, metric_loss
 from fsrvos.training.matching import gather_targets, match, matching_cost, sample_masks, stack_layers
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "public"
@@ -302,3 +302,54 @@ def test_bad_input_is_told_in_one_line():
         criterion(output, [target | dict(masks=torch.zeros(1, 3, 64, 64))])
     with pytest.raises(ValueError, match="loss_weights must name exactly"):
         Criterion(SimpleNamespace(loss_weights=dict(ce=1.0)))
+
+
+# ---------------------------------------------------------------- metric of objects
+
+def slow_metric_loss(maps, support, targets, classes, temperature):
+    "Pair by pair, with loops and no masks of tensors."
+    def unit(vector): return vector / vector.norm()
+    def mean_under(clip, weights):  # weights [T, H, W]
+        pooled = torch.nn.functional.adaptive_avg_pool2d(weights, maps.shape[-2:])
+        return unit((maps[clip] * pooled[:, None]).sum((0, 2, 3)))
+    shown = [c for c in range(len(maps)) if support[c].abs().sum() > 0]
+    objects = {(c, m): mean_under(c, targets.masks[c, m]) for c in shown for m in range(targets.masks.shape[1])
+               if targets.present[c, m] and targets.masks[c, m].sum() > 0}
+    rest = [mean_under(c, 1 - targets.masks[c].sum(0)) for c in range(len(maps))]
+    losses = []
+    for (c, m), vector in objects.items():
+        def score(a, b): return float(a @ b) / temperature
+        supports = [score(vector, support[k]) for k in shown if k == c or classes[k] != classes[c]]
+        others = [score(support[c], v) for (k, _), v in objects.items() if classes[k] != classes[c]]
+        own, background = score(vector, support[c]), [score(support[c], v) for v in rest]
+        total = lambda scores: math.log(sum(math.exp(s) for s in scores))
+        losses.append(total(supports) - own + total([own, *others, *background]) - own)
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("codes, absent", [([1, 2, 3], None), ([1, 1, 3], None), ([1, 2, 3], 1)])
+def test_metric_loss_pair_by_pair(codes, absent):
+    "Three clips with up to two objects; two clips of one class; a support that shows nothing."
+    torch.manual_seed(2)
+    masks = torch.zeros(3, 2, 2, 16, 24)
+    for clip in range(3):
+        masks[clip, 0, :, 2:8, 4 * clip:4 * clip + 9] = 1
+    masks[0, 1, :, 10:15, 12:20] = 1
+    boxes = torch.zeros(3, 2, 2, 4)
+    targets = gather_targets([dict(masks=masks[c].repeat_interleave(4, -1).repeat_interleave(4, -2)[:2 if c == 0 else 1], boxes=boxes[c, :2 if c == 0 else 1],
+                                   valid=torch.ones(2 if c == 0 else 1, 2)) for c in range(3)], (16, 24))
+    maps, support = torch.randn(3, 2, 5, 4, 6, requires_grad=True), torch.nn.functional.normalize(torch.randn(3, 5), dim=-1)
+    if absent is not None:
+        support[absent] = 0
+    value = metric_loss(maps, support, targets, torch.tensor(codes), 0.2)
+    assert value.item() == pytest.approx(slow_metric_loss(maps.detach(), support, targets, codes, 0.2), rel=1e-4)
+    value.backward()
+    assert torch.isfinite(maps.grad).all() and maps.grad.abs().sum() > 0
+
+
+def test_metric_loss_without_any_object_is_zero():
+    target = dict(masks=torch.zeros(1, 2, 32, 48), boxes=torch.zeros(1, 2, 4), valid=torch.zeros(1, 2))
+    maps = torch.randn(1, 2, 5, 4, 6, requires_grad=True)
+    value = metric_loss(maps, torch.ones(1, 5), gather_targets([target], (8, 12)), torch.tensor([4]))
+    value.backward()
+    assert value == 0 and torch.isfinite(maps.grad).all()

@@ -9,7 +9,7 @@ from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel, WeightError, select
 from fsrvos.training.losses import Criterion
 from fsrvos.training.loop import forward
 
-OURS = dict(similarity_prior=True, referring_head="look", dense_auxiliary=True, match_all_objects=True, soft_positive_iou=0.6)
+OURS = dict(similarity_prior=True, referring_head="look", dense_auxiliary=True, match_all_objects=True, soft_positive_iou=0.6, support_metric=16)
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +143,13 @@ def test_further_sentences_are_asked_at_once(corpus, store):
     assert torch.allclose(asked.other_logits[0, :, 0], output.pred_logits.squeeze(-1), atol=1e-4)
     losses = Criterion(model.config)(output, several.targets)
     assert losses["loss_other"] > 0
+
+
+def test_the_metric_of_objects_is_for_training_and_for_the_looking_head(batch):
+    model = tiny_model(**OURS).train()
+    output = forward(model, batch)
+    b, t = batch.query[2].shape[:2]
+    assert output.metric_maps.shape == (b, t, 16, *batch.query[2].shape[-2:]) and output.metric_support.shape == (b, 16)
+    assert decode(model, batch).metric_maps is None
+    with pytest.raises(ValueError, match="support_metric needs referring_head 'look'"):
+        FSRVOSConfig.from_preset("tiny", support_metric=16)

@@ -7,7 +7,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 
-from fsrvos.data.episodes import Sample
+from fsrvos.data.episodes import Clip, Episode, Sample
+
+
+EPISODE = Episode(0, *(Clip(video, ("00000",), "the toy", "0", (1,), "toy", "class", True) for video in ("query", "support")))
 
 
 class ToyEpisodes(Dataset):
@@ -31,7 +34,7 @@ class ToyEpisodes(Dataset):
         features = [torch.rand(2, 3, height, width, generator=generator)] if self.pixels else \
             [torch.rand(2, 3, -(-height // 4), -(-width // 4), generator=generator)]
         words = torch.tensor([place, 0]) if self.pixels else torch.eye(3)[[place]]
-        return Sample(None, features, words, masks, torch.tensor([True]), features, masks[0].float(), words)
+        return Sample(EPISODE, features, words, masks, torch.tensor([True]), features, masks[0].float(), words)
 
 
 class ToyModel(nn.Module):

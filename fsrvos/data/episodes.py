@@ -11,6 +11,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'Clip', 'Episode', 'EpisodeError', '
 
 # %% ../../nbs/data/03_episodes.ipynb #2f3f643f
 import re
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field, fields, replace
 from typing import Callable, Protocol
@@ -395,7 +396,7 @@ class Batch:
     support_padding: torch.Tensor | None  # bool [B,K,H,W]
     support_words: torch.Tensor
     support_word_mask: torch.Tensor
-    targets: list[dict[str, torch.Tensor]]  # B of dict(masks [M,T,H,W], boxes [M,T,4], valid [M,T], labels [M], referred [M], other_referred [E,M])
+    targets: list[dict[str, torch.Tensor]]  # B of dict(masks [M,T,H,W], boxes [M,T,4], valid [M,T], labels [M], referred [M], other_referred [E,M], class_code [])
     other_words: torch.Tensor | None = None  # [B,E,L,C], further sentences about the query clip, if the dataset draws some
     other_word_mask: torch.Tensor | None = None  # bool [B,E,L]
     episodes: list[Episode] = field(default_factory=list)
@@ -440,7 +441,8 @@ def _target(sample: Sample, height: int, width: int) -> dict[str, torch.Tensor]:
     "What the losses compare with; masks padded to height and width."
     return {"masks": _pad_to(sample.masks, height, width).float(), "boxes": boxes_from_masks(sample.masks),
             "valid": sample.masks.flatten(-2).any(-1), "labels": torch.zeros(len(sample.masks), dtype=torch.int64),
-            "referred": sample.referred, "other_referred": sample.other_referred}
+            "referred": sample.referred, "other_referred": sample.other_referred,
+            "class_code": torch.tensor(zlib.crc32(sample.episode.query.class_name.encode()))}
 
 # %% ../../nbs/data/03_episodes.ipynb #2757506a
 def collate(samples: list[Sample]) -> Batch:

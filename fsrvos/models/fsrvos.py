@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .affinity import CrossModalAffinity, similarity_prior, support_transform
+from .affinity import CrossModalAffinity, ObjectMetric, similarity_prior, support_transform
 from .deformable import MLP, DeformableDecoder, DeformableEncoder, inverse_sigmoid, spread_anchors
 from .encoders import EncoderError, TextEncoder, load_vision_encoder
 from .fusion import WordFusion, WordResizer, sine_positions_2d
@@ -43,11 +43,12 @@ class FSRVOSConfig(PretrainedConfig):
     mask_size (channels of the mask features), mask_channels, mask_layers (dynamic convolution), word_scales (scales of the pyramid
     that attend to words), dropout, coordinate_scale.
     Method (paper): affinity "none" | "self" | "self+cross", support_frames "middle" | "all", transform_support.
-    Ours, off in the paper's presets: similarity_prior, referring_head "look", dense_auxiliary.
+    Ours, off in the paper's presets: similarity_prior, referring_head "look", dense_auxiliary, support_metric (size of the space in which
+    the looking head compares objects with the support's; 0: it does not).
     Controls: use_support, use_words (False: the model never sees it, in training or test).
     Losses: loss_weights, match_all_objects and unreferred_weight (annotated objects that are not meant supervise masks and boxes),
     soft_positive_iou (every query whose mask overlaps the object by more counts as right), query_loss_scale, dense_weight,
-    other_weight (of the scores for further sentences about a clip, where the dataset draws them).
+    other_weight (of the scores for further sentences about a clip, where the dataset draws them), metric_weight.
     Raises ValueError for values that fit nothing.
     """
 
@@ -56,19 +57,21 @@ class FSRVOSConfig(PretrainedConfig):
     def __init__(self, vision="efficientnet-lite0", text="minilm-l6", vision_channels=(24, 40, 112, 320), text_size=384, size=96, heads=8, points=4,
                  ffn=192, levels=3, encoder_layers=2, decoder_layers=3, queries=5, mask_size=32, mask_channels=8, mask_layers=3, word_scales=3,
                  dropout=0.0, coordinate_scale=1.0, affinity="self+cross", support_frames="middle", transform_support=True, similarity_prior=False,
-                 referring_head="linear", dense_auxiliary=False, use_support=True, use_words=True, loss_weights=None,
-                 match_all_objects=False, unreferred_weight=0.5, soft_positive_iou=None, query_loss_scale=1.0, dense_weight=1.0, other_weight=1.0, encoder_digest=None, **kwargs):
+                 referring_head="linear", dense_auxiliary=False, support_metric=0, use_support=True, use_words=True, loss_weights=None,
+                 match_all_objects=False, unreferred_weight=0.5, soft_positive_iou=None, query_loss_scale=1.0, dense_weight=1.0, other_weight=1.0, metric_weight=0.5,
+                 encoder_digest=None, **kwargs):
         self.vision, self.text, self.vision_channels, self.text_size = vision, text, list(vision_channels), text_size
         self.size, self.heads, self.points, self.ffn, self.levels = size, heads, points, ffn, levels
         self.encoder_layers, self.decoder_layers, self.queries = encoder_layers, decoder_layers, queries
         self.mask_size, self.mask_channels, self.mask_layers, self.word_scales = mask_size, mask_channels, mask_layers, word_scales
         self.dropout, self.coordinate_scale = dropout, coordinate_scale
         self.affinity, self.support_frames, self.transform_support = affinity, support_frames, transform_support
-        self.similarity_prior, self.referring_head = similarity_prior, referring_head
+        self.similarity_prior, self.referring_head, self.support_metric = similarity_prior, referring_head, support_metric
         self.dense_auxiliary, self.use_support, self.use_words = dense_auxiliary, use_support, use_words
         self.loss_weights = loss_weights or {"ce": 2.0, "bbox": 5.0, "giou": 2.0, "mask": 2.0, "dice": 5.0}
         self.match_all_objects, self.unreferred_weight, self.soft_positive_iou = match_all_objects, unreferred_weight, soft_positive_iou
         self.query_loss_scale, self.dense_weight, self.other_weight = query_loss_scale, dense_weight, other_weight
+        self.metric_weight = metric_weight
         self.encoder_digest = encoder_digest
         self._validate()
         super().__init__(**kwargs)
@@ -77,6 +80,8 @@ class FSRVOSConfig(PretrainedConfig):
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"FSRVOSConfig.{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        if self.support_metric and self.referring_head != "look":
+            raise ValueError("FSRVOSConfig.support_metric needs referring_head 'look', which reads it")
         if self.size % self.heads or self.size % 32:
             raise ValueError(f"FSRVOSConfig.size is {self.size}; it must be a multiple of 32 and of heads ({self.heads})")
         if self.levels not in (3, 4):
@@ -100,7 +105,8 @@ class FSRVOSOutput(ModelOutput):
     """pred_logits [B, T, N, 1], pred_boxes [B, T, N, 4] cxcywh in [0, 1], pred_masks [B, T, N, ⌈H/4⌉, ⌈W/4⌉] logits,
     reference_points [B, T, N, 2] (the box centres that the last layer started from), aux_outputs: a dict of the first three for each
     earlier decoder layer, dense_logits [B, T, ⌈H/4⌉, ⌈W/4⌉] or None (auxiliary mask of the referred object, training only),
-    other_logits [layers, B, E, T, N] or None (the scores for E further sentences about the clip, final layer first, training only)."""
+    other_logits [layers, B, E, T, N] or None (the scores for E further sentences about the clip, final layer first, training only),
+    metric_maps [B, T, D, h, w] and metric_support [B, D] or None (what an `ObjectMetric` makes of the clip and of the support, training only)."""
 
     pred_logits: Tensor = None
     pred_boxes: Tensor = None
@@ -109,6 +115,8 @@ class FSRVOSOutput(ModelOutput):
     aux_outputs: list = None
     dense_logits: Tensor = None
     other_logits: Tensor = None
+    metric_maps: Tensor = None
+    metric_support: Tensor = None
 
 
 def select(output: FSRVOSOutput, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,7 +187,9 @@ class FSRVOSModel(PreTrainedModel):
     def _make_scores(self) -> None:
         c = self.config
         if c.referring_head == "look":
-            self.referring_head = LookingHead(c.size, c.size + 3 * c.similarity_prior, c.heads, c.dropout)
+            self.referring_head = LookingHead(c.size, c.size + 3 * c.similarity_prior, c.heads, c.dropout, metric=c.support_metric > 0)
+            if c.support_metric:
+                self.metric = ObjectMetric(c.vision_channels[2], c.support_metric)
             return
         self.class_embed = nn.ModuleList(nn.Linear(c.size, 1) for _ in range(c.decoder_layers))
         for head in self.class_embed:
@@ -271,7 +281,10 @@ class FSRVOSModel(PreTrainedModel):
         paddings = [level_padding(query_padding, x.shape[-2:]) for x in (finest, *maps[:3])]
         mask_features = self.pixel_decoder([finest, *maps[:3]], words, word_mask, paddings)
         looks = maps[1] if prior is None else torch.cat((maps[1], prior), 2)
-        output, evidence = self._predict(hidden, starts, ends, mask_features, looks, words, word_mask, query_sizes)
+        metric = self.metric(query_levels[2], support_levels[2], support_masks) if c.support_metric else None
+        output, evidence = self._predict(hidden, starts, ends, mask_features, looks, metric, words, word_mask, query_sizes)
+        if metric is not None and self.training:
+            output.metric_maps, output.metric_support = metric
         if other_words is not None and evidence and c.use_words:
             output.other_logits = self._ask(evidence, self.resizer(other_words), other_word_mask)
         return output
@@ -284,7 +297,7 @@ class FSRVOSModel(PreTrainedModel):
         logits = self.referring_head(flat.flatten(0, 1), repeat(words), repeat(word_mask)).squeeze(-1)
         return logits.view(len(evidence), b, count, *logits.shape[1:])
 
-    def _predict(self, hidden, starts, ends, mask_features, looks, words, word_mask, query_sizes) -> tuple[FSRVOSOutput, list[Tensor]]:
+    def _predict(self, hidden, starts, ends, mask_features, looks, metric, words, word_mask, query_sizes) -> tuple[FSRVOSOutput, list[Tensor]]:
         "The heads of every decoder layer -> the output, and the evidence of a looking head by layer (empty without one)."
         (b, t), (h, w), n = mask_features.shape[:2], mask_features.shape[-2:], hidden.shape[2]
         if query_sizes is None:
@@ -299,7 +312,7 @@ class FSRVOSModel(PreTrainedModel):
             shaped = hidden[layer].view(b, t, n, -1)
             boxes = ends[layer].view(b, t, n, 4)
             if self.config.referring_head == "look":
-                evidence.append(self.referring_head.evidence(shaped, boxes, masks, looks))
+                evidence.append(self.referring_head.evidence(shaped, boxes, masks, looks, metric))
                 logits = self.referring_head(evidence[-1], words, word_mask)
             else:
                 logits = self.class_embed[layer](shaped)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LossSettings', 'rows', 'per_layer', 'focal_loss', 'dice_loss', 'clip_iou', 'query_answers', 'score_target',
-           'dense_loss', 'referred_union', 'Criterion']
+           'dense_loss', 'referred_union', 'metric_loss', 'Criterion']
 
 # %% ../../nbs/training/01_losses.ipynb #c540e83c
 from dataclasses import dataclass, field, fields
@@ -27,6 +27,7 @@ class LossSettings:
     query_loss_scale: float = 1.0
     dense_weight: float = 1.0
     other_weight: float = 1.0
+    metric_weight: float = 0.5
     published: bool = False
 
     def __post_init__(self):
@@ -101,6 +102,28 @@ def referred_union(targets: Targets) -> Tensor:
     """[B, T, h, w]: inside any referred object."""
     return (targets.masks * (targets.referred & targets.present)[:, :, None, None, None]).amax(1)
 
+# %% ../../nbs/training/01_losses.ipynb #eb78b855
+def metric_loss(maps: Tensor, support: Tensor, targets: Targets, classes: Tensor, temperature: float = 0.1) -> Tensor:
+    """maps [B, T, D, h, w], support [B, D] (`ObjectMetric`), classes [B]: which clips are of one class -> the mean over all objects of the sum of both
+    cross-entropies; 0 where no object is visible or no support shows one."""
+    b, m = targets.present.shape
+    share = F.adaptive_avg_pool2d(targets.masks.flatten(0, 1), maps.shape[-2:]).view(b, m, -1)         # [B, M, T·h·w]
+    maps = maps.float().transpose(1, 2).flatten(2)                                                     # [B, D, T·h·w]
+    vectors = F.normalize(share @ maps.mT, dim=-1)                                                    # [B, M, D]
+    rest = F.normalize(((1 - share.sum(1, keepdim=True)).clamp(min=0) @ maps.mT).squeeze(1), dim=-1)    # [B, D]
+    shown = support.abs().sum(-1) > 0                                                                   # [B]
+    counted = targets.present & (share.sum(-1) > 0) & shown[:, None]                                    # [B, M]
+    if not counted.any():
+        return maps.sum() * 0
+    clip, objects = counted.nonzero()[:, 0], vectors[counted]                                           # [P], [P, D]
+    own_class = classes[clip][:, None] == classes                                                       # [P, B]
+    elsewhere = own_class & (clip[:, None] != torch.arange(b, device=clip.device))                      # another clip of the same class is no counterexample
+    to_supports = (objects @ support.T / temperature).masked_fill(elsewhere | ~shown, -torch.inf)
+    others = (support[clip] @ objects.T / temperature).masked_fill(own_class[:, clip], -torch.inf)      # [P, P]
+    own = (support[clip] * objects).sum(-1, keepdim=True) / temperature
+    from_support = torch.cat((own, others, support[clip] @ rest.T / temperature), 1)
+    return F.cross_entropy(to_supports, clip) + F.cross_entropy(from_support, torch.zeros_like(clip))
+
 # %% ../../nbs/training/01_losses.ipynb #c9e7ece5
 class Criterion(nn.Module):
     """Losses of an `FSRVOSOutput`. `config`: any object with the attributes of `LossSettings`.
@@ -128,6 +151,9 @@ class Criterion(nn.Module):
             losses["loss_dense"] = dense_loss(output.dense_logits, referred_union(gathered))
         if getattr(output, "other_logits", None) is not None:
             losses["loss_other"] = self.other(output.other_logits.float(), layers, gathered, matches, targets)
+        if getattr(output, "metric_maps", None) is not None:
+            classes = torch.stack([target["class_code"] for target in targets])
+            losses["loss_metric"] = metric_loss(output.metric_maps, output.metric_support, gathered, classes)
         return losses
 
     def other(self, logits: Tensor, layers: Layers, gathered: Targets, matches: Matches, targets: list[dict]) -> Tensor:
@@ -186,7 +212,7 @@ class Criterion(nn.Module):
         settings, total = self.settings, 0.0
         for name, value in losses.items():
             kind = name.removeprefix("loss_").split("_")[0]
-            if kind in ("dense", "other"):
+            if kind in ("dense", "other", "metric"):
                 total = total + getattr(settings, f"{kind}_weight") * value
             elif kind in settings.loss_weights:
                 total = total + settings.query_loss_scale * settings.loss_weights[kind] * value
