@@ -1,4 +1,6 @@
 "What a reader sees: README.md is the index notebook, and every notebook says what it is for."
+import json
+import re
 import runpy
 from pathlib import Path
 
@@ -24,3 +26,12 @@ def test_the_makefile_has_the_targets_of_the_readme():
     targets = {line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if "##" in line}
     assert targets == {"repro", "study", "smoke", "test", "docs", "lab"}
     assert all(f"make {target}" in (ROOT / "README.md").read_text() for target in targets)
+
+
+def test_the_results_in_the_readme_are_those_of_the_report():
+    "Each row of the README's table: J&F and its deviation, as in Table 1."
+    report = {r["method"]: r for r in json.loads((ROOT / "reports/table1.json").read_text()) if r["fold"] == "mean"}
+    rows = re.findall(r"^\| `([\w-]+)`[^|]*\| ([\d.]+) ± ([\d.]+) ", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M)
+    assert {name for name, _, _ in rows} == set(report)
+    for name, mean, deviation in rows:
+        assert (mean, deviation) == (f"{report[name]['JF']:.1f}", f"{report[name]['JF_sd']:.1f}"), name
