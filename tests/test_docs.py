@@ -22,6 +22,12 @@ def test_notebook_begins_with_title_and_purpose(path):
     assert first[0].startswith("# ") and any(line.startswith("> ") for line in first[1:])
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
+def test_notebook_holds_no_widget_state(path):
+    "Progress bars and their state are of the run, not of the notebook, and a thousand lines long."
+    assert "application/vnd.jupyter.widget" not in path.read_text(encoding="utf-8")
+
+
 def test_the_makefile_has_the_targets_of_the_readme():
     targets = {line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if "##" in line}
     assert targets == {"repro", "study", "smoke", "test", "docs", "lab"}
