@@ -9,7 +9,7 @@ import pytest
 from fsrvos.apps.cli import examine, main
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("synthesize", "curate", "train", "evaluate", "report", "doctor")
+COMMANDS = ("synthesize", "curate", "train", "evaluate", "report", "convert-weights", "doctor")
 
 
 @pytest.fixture
@@ -108,3 +108,47 @@ def test_doctor_says_what_is_missing(fsrvos, checkout, monkeypatch):
     assert [f.what for f in examine() if f.needed and not f.ok] == ["no-such-package"]
     status, out, _ = fsrvos("doctor")
     assert status == 2 and "no-such-package not installed" in " ".join(out.split()) and "make setup" in out
+
+
+# ---- published weights
+
+@pytest.fixture
+def published_file(tmp_path, monkeypatch):
+    "A checkpoint of the published layout at a small size, the preset that it is of, and a folder with a tokenizer."
+    import torch
+    from transformers import BertTokenizer
+
+    from fsrvos.models import fsrvos as models, published
+    monkeypatch.setitem(models.PRESETS, "small", dict(models.PRESETS["paper-resnet50"], size=32, ffn=32, heads=4, encoder_layers=1, decoder_layers=1, mask_size=32, text_size=16))
+    monkeypatch.setitem(published.RESNETS, "microsoft/resnet-50", (1, 1, 1, 1))
+    monkeypatch.setattr(published, "ROBERTA", dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=20))
+    model = models.FSRVOSModel(models.FSRVOSConfig.from_preset("small", published=True))
+    published.attach_empty_encoders(model)
+    torch.save({"model": published.export_published_weights(model), "epoch": 1}, tmp_path / "in.pth")
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dog"]))
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "words")
+    return tmp_path
+
+
+def test_published_weights_become_a_folder(fsrvos, published_file):
+    from fsrvos.models.fsrvos import FSRVOSModel
+    out = published_file / "out"
+    status, said, err = fsrvos("convert-weights", published_file / "in.pth", out, "--preset", "small", "--tokenizer", published_file / "words")
+    assert status == 0 and "tensors loaded, missing none, unexpected none" in said, err
+    moved = out.rename(published_file / "elsewhere")
+    model = FSRVOSModel.from_pretrained(moved)
+    vision, text = model.encoders()
+    ids, mask = text.tokenize(["dog"])
+    assert model.config.published and model.encode_text(ids, mask).shape[-1] == 16 and len(vision.channels) == 4
+
+
+@pytest.mark.parametrize("argv, told", [
+    (["nothing.pth", "out", "--tokenizer", "words"], "nothing.pth: no readable checkpoint"), (["in.pth", "words", "--tokenizer", "words"], "words exists"),
+    (["in.pth", "out", "--tokenizer", "no/where/at/all"], "tokenizer 'no/where/at/all': not found"), (["in.pth", "out", "--preset", "paper-resnet", "--tokenizer", "words"], "unknown preset"),
+    (["in.pth", "out", "--affinity", "none", "--tokenizer", "words"], "unexpected, such as")])
+def test_weights_that_do_not_fit_leave_nothing(fsrvos, published_file, monkeypatch, argv, told):
+    monkeypatch.chdir(published_file)
+    before = sorted(published_file.rglob("*"))
+    status, _, err = fsrvos("convert-weights", *argv, *([] if "--preset" in argv else ["--preset", "small"]))
+    assert status == 2 and told in err and len(err.splitlines()) == 1
+    assert sorted(published_file.rglob("*")) == before

@@ -48,31 +48,41 @@ def test_every_stage_runs_its_template():
 
 # ---- code among the dependencies
 
-def modules_imported(source: str) -> set[str]:
-    "Names of `fsrvos` modules that the code imports when it is imported itself."
-    nodes = ast.parse(source).body
-    names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
-    names |= {x for n in nodes if isinstance(n, ast.ImportFrom) and n.module for x in (n.module, *(f"{n.module}.{a.name}" for a in n.names))}
-    return {n for n in names if n.startswith("fsrvos.") and (ROOT / (n.replace(".", "/") + ".py")).exists()}
+def modules_imported(source: str, package: str = "") -> set[str]:
+    "Files of the project's modules that code of `package` imports, at its start or within a function."
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = package.split(".")[:len(package.split(".")) + 1 - node.level] if node.level else []
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    stems = {n.replace("fsrvos.kernels", "kernels").replace(".", "/") for n in names if n.startswith("fsrvos.")}
+    return {f for stem in stems for f in (f"{stem}.py", f"{stem}.cpp") if (ROOT / f).exists()}
 
 
 def closure(source: str) -> set[str]:
     "Files of all modules that running the code imports."
     found, todo = set(), modules_imported(source)
     while todo:
-        file = todo.pop().replace(".", "/") + ".py"
+        file = todo.pop()
         if file not in found:
             found.add(file)
-            todo |= modules_imported((ROOT / file).read_text())
+            if file.endswith(".py"):
+                todo |= modules_imported((ROOT / file).read_text(), str(Path(file).parent).replace("/", "."))
     return found
 
 
 @pytest.mark.parametrize("name, stage", load_stages(ROOT / "dvc.yaml").items(), ids=lambda x: x if isinstance(x, str) else "")
-def test_code_that_a_stage_runs_is_among_its_deps(name, stage):
+def test_deps_are_the_code_that_a_stage_runs(name, stage):
+    "No less, or a result would pass as fresh that is stale; no more, or another module would make hours of results stale."
     notebook = next(c for c in stage.code if c.endswith(".ipynb"))
-    listed = {c for c in stage.code if c != notebook}
-    missing = {f for f in closure(code_of(ROOT / notebook)) if f not in listed and str(Path(f).parent) not in listed}
-    assert not missing
+    assert {*stage.code} - {notebook} == closure(code_of(ROOT / notebook))
+
+
+def test_imports_are_followed():
+    assert {"fsrvos/models/fusion.py", "kernels/deformable.py", "kernels/deformable.cpp"} <= closure("from fsrvos.models.fsrvos import FSRVOSModel")
 
 
 def test_compiled_files_are_no_dependency():

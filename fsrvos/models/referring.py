@@ -69,10 +69,9 @@ class CompareBlock(nn.Module):
 LIKENESS_SCALE = 4.0  # cosines differ by tenths, the other inputs by ones
 
 
-def likeness(masks: Tensor, maps: Tensor, support: Tensor) -> Tensor:
-    "Cosine of what lies under each mask to the support's object: masks [B, T, N, H, W] logits, maps [B, T, D, h, w], support [B, D] -> [B, T, N, 1]."
-    under = F.normalize(pool_under_masks(masks, maps)[0], dim=-1)
-    return under @ support[:, None, :, None]
+def likeness(under: Tensor, support: Tensor) -> Tensor:
+    "Cosine of what lies under each mask to the support's object: [B, T, N, D] and [B, D] -> [B, T, N, 1]."
+    return F.normalize(under, dim=-1) @ support[:, None, :, None]
 
 
 class LookingHead(nn.Module):
@@ -92,10 +91,11 @@ class LookingHead(nn.Module):
         support's object [B, D] of an `ObjectMetric` -> [B, T, N, C].
         """
         t, c = hidden.shape[1], hidden.shape[-1]
-        pooled, share = pool_under_masks(masks, maps)
-        looks = [pooled, share.sqrt()]
+        objects, support = metric or (None, None)
+        pooled, share = pool_under_masks(masks, maps if metric is None else torch.cat((maps.float(), objects.float()), 2))
+        looks = [pooled[..., :maps.shape[2]], share.sqrt()]
         if metric is not None:
-            looks.append(LIKENESS_SCALE * likeness(masks, *metric))
+            looks.append(LIKENESS_SCALE * likeness(pooled[..., maps.shape[2]:], support))
         x = self.hidden(hidden) + self.look(torch.cat(looks, -1)) + self.place(relative_places(boxes.detach().float(), share))
         return x + sine_positions_1d(torch.ones(1, t, dtype=torch.bool, device=x.device), c)[:, :, None]
 

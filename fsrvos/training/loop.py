@@ -59,6 +59,7 @@ class TrainSettings:
     log_every: int = 1                      # steps
     rate_factors: dict = field(default_factory=dict)  # start of a parameter's name -> factor on its rate
     num_workers: int = 0                    # processes that load data; episodes from a feature store need none
+    gradient_checkpointing: bool = False    # compute the layers of encoder and decoder twice rather than keep what is inside of them
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -161,8 +162,8 @@ def copy_values(values: dict[str, Tensor], to: dict[str, Tensor]) -> None:
     for name, tensor in to.items():
         tensor.copy_(values[name])
 
-# %% ../../nbs/training/02_loop.ipynb #f3317776
-NOT_IDENTITY = ("checkpoint_every", "log_every", "num_workers")  # settings that change no weight
+# %% ../../nbs/training/02_loop.ipynb #614c8d36
+NOT_IDENTITY = ("checkpoint_every", "log_every", "num_workers", "gradient_checkpointing")  # settings that change no weight
 EPISODES = ("classes", "n_frames", "shots", "seed", "class_name_dropout", "other_sentences")  # attributes of a dataset that change its episodes
 
 
@@ -370,6 +371,8 @@ def train(model: nn.Module, dataset: Dataset, settings: TrainSettings, out_dir: 
     n_steps = settings.epochs * steps_per_epoch
 
     model.to(device).train()
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     criterion = Criterion(model.config)
     torch.manual_seed(settings.seed)
     progress = Progress(model, settings, out, describe_run(model, dataset, settings, identity))
