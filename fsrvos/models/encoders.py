@@ -204,6 +204,7 @@ class TextEncoder(nn.Module):
         missing = [k for k in report["missing_keys"] if "pooler" not in k]
         if missing:
             raise EncoderError(f"text encoder '{name}': weights missing for {sorted(missing)[:3]} …; use a checkpoint of this very architecture")
+        self.pools = len(missing) == len(report["missing_keys"])  # a pooler without weights would be a random one
         self.eval().requires_grad_(False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -213,7 +214,7 @@ class TextEncoder(nn.Module):
     def sentence(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         "Token ids and mask [B, L] -> the pooled feature [B, C], or the mean of the words where the encoder has no pooler."
         output = self.body(input_ids=input_ids, attention_mask=attention_mask)
-        if getattr(output, "pooler_output", None) is not None:
+        if self.pools and getattr(output, "pooler_output", None) is not None:
             return output.pooler_output
         return (output.last_hidden_state * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True).clamp(min=1)
 
