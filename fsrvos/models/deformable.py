@@ -115,7 +115,7 @@ def pixel_references(shapes: list[tuple[int, int]], valid: Tensor) -> Tensor:
 
 
 class LayerStack(nn.Module):
-    "Layers in a row. After `FSRVOSModel.gradient_checkpointing_enable`, what happens inside of a layer is not kept for the way back but computed again."
+    "Layers in a row. After `FSRVOSModel.activation_checkpointing_enable`, what happens inside of a layer is not kept for the way back but computed again."
 
     gradient_checkpointing = False  # set by transformers, along with `_gradient_checkpointing_func`
 

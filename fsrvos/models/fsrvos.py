@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'CHOICES', 'FSRVOSConfig', 'FSRVOSOutput', 'select', 'level_padding', 'WeightError', 'FSRVOSModel']
 
-# %% ../../nbs/models/06_fsrvos.ipynb #c96d0780
+# %% ../../nbs/models/06_fsrvos.ipynb #e4223f8a
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -381,6 +382,14 @@ class FSRVOSModel(PreTrainedModel):
                            self.encode_frames(support_frames), masks, self.encode_text(support_input_ids, support_attention_mask),
                            support_attention_mask.bool(), query_padding_mask, query_sizes,
                            sentence=None if self.config.anchor_queries else self.encode_sentence(query_input_ids, query_attention_mask))
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        "As in transformers; encoders that lay beside the model that this one was loaded from lie beside it again."
+        super().save_pretrained(save_directory, **kwargs)
+        for name in (self.config.vision, self.config.text):
+            source = self._encoder_path(name)
+            if source != name:
+                shutil.copytree(source, Path(save_directory) / name, dirs_exist_ok=True)
 
     @classmethod
     def from_pretrained(cls, path, **kwargs) -> "FSRVOSModel":

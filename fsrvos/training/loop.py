@@ -372,7 +372,7 @@ def train(model: nn.Module, dataset: Dataset, settings: TrainSettings, out_dir: 
 
     model.to(device).train()
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     criterion = Criterion(model.config)
     torch.manual_seed(settings.seed)
     progress = Progress(model, settings, out, describe_run(model, dataset, settings, identity))
