@@ -9,7 +9,7 @@ import pytest
 from fsrvos.apps.cli import examine, main
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("synthesize", "curate", "train", "evaluate", "report", "convert-weights", "doctor")
+COMMANDS = ("synthesize", "curate", "train", "evaluate", "report", "convert-weights", "dry-run", "doctor")
 
 
 @pytest.fixture
@@ -152,3 +152,24 @@ def test_weights_that_do_not_fit_leave_nothing(fsrvos, published_file, monkeypat
     status, _, err = fsrvos("convert-weights", *argv, *([] if "--preset" in argv else ["--preset", "small"]))
     assert status == 2 and told in err and len(err.splitlines()) == 1
     assert sorted(published_file.rglob("*")) == before
+
+
+def test_referformers_weights_become_a_start_for_training(fsrvos, published_file):
+    "The same file without the affinity and the anchors, as ReferFormer saves it."
+    import torch
+    from fsrvos.models.fsrvos import FSRVOSModel
+    weights = torch.load(published_file / "in.pth")["model"]
+    less = {k: v for k, v in weights.items() if not k.startswith(("support_qkv", "query_qkv", "conv_q", "layer_norm", "tgt_embed", "refpoint_embed"))}
+    torch.save({"model": less}, published_file / "referformer.pth")
+    out = published_file / "start"
+    status, said, err = fsrvos("convert-weights", "--pretrained", published_file / "referformer.pth", out, "--preset", "small", "--tokenizer", published_file / "words")
+    assert status == 0 and "affinity.conv_q.weight" in said, err
+    model = FSRVOSModel.from_pretrained(out)
+    assert not model.config.published and all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("argv, told", [(["--preset", "cpu"], "roberta-base; the configuration names minilm-l6"), (["--preset", "paper"], "unknown preset 'paper'"),
+                                        (["--amp", "fp8"], "amp='fp8': one of none, bf16")])
+def test_a_dry_run_that_cannot_be(fsrvos, argv, told):
+    status, _, err = fsrvos("dry-run", *argv)
+    assert status == 2 and told in err and len(err.splitlines()) == 1
