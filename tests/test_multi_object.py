@@ -1,0 +1,353 @@
+"Any number of objects: matching and losses with M = 0, 1, 3, linking of chunks, thresholds, the benchmark, MeViS's layout."
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fsrvos.data.adapters import mevis_to_corpus
+from fsrvos.data.corpus import CorpusError, write_frame
+from fsrvos.data.episodes import EpisodeError, collate, support_manifest
+from fsrvos.data.multi_object import MultiObjectEpisodes, known_colours, multi_manifest
+from fsrvos.evaluation.multi_object import SequencePredictor, best_sequence, best_threshold, by_frame, by_similarity, evaluate_multi, oracle, summary, sweep
+from fsrvos.evaluation.protocol import encode_masks
+from fsrvos.models.encoders import FeatureStore
+from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
+from fsrvos.models.linking import SequenceLinker, chunks_of
+from fsrvos.models.sequence_matching import SequenceMatchingConfig, SequenceMatchingModel, SequenceOutput, keep_sequences
+from fsrvos.training.loop import forward
+from fsrvos.training.sequence_losses import SequenceCriterion, gather_any
+
+OPTIONS = dict(similarity_prior=True, support_frames="all", referring_head="look", dense_auxiliary=True, match_all_objects=True, soft_positive_iou=.6, support_metric=16)
+
+
+# ---- losses
+
+def random_output(n=6, t=2, layers=2, b=2, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    draw = lambda *s: torch.randn(*s, generator=rng)
+    layer = lambda: dict(pred_logits=draw(b, t, n, 1), pred_boxes=draw(b, t, n, 4).sigmoid(), pred_masks=draw(b, t, n, 8, 12))
+    return SequenceOutput(**layer(), aux_outputs=[layer() for _ in range(layers - 1)], similarity_logits=draw(layers, b, n), visibility_logits=draw(layers, b, t, n))
+
+
+def random_target(m, t=2, seed=0, referred=None):
+    rng = torch.Generator().manual_seed(seed)
+    masks = torch.zeros(m, t, 32, 48)
+    for i in range(m):
+        masks[i, :, 2 + 9 * i:10 + 9 * i, 4 + 12 * i:16 + 12 * i] = 1
+    return dict(masks=masks, boxes=torch.rand(m, t, 4, generator=rng), valid=torch.ones(m, t, dtype=torch.bool),
+                referred=torch.ones(m, dtype=torch.bool) if referred is None else torch.tensor(referred, dtype=torch.bool))
+
+
+def criterion(**options):
+    return SequenceCriterion(SequenceMatchingConfig(referring_head="look", **{**dict(match_all_objects=True), **options}))
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (0, 3), (1, 3), (3, 3)])
+def test_batches_with_any_numbers_of_objects(counts):
+    output = random_output()
+    output.similarity_logits.requires_grad_()
+    losses = criterion()(output, [random_target(m) for m in counts])
+    assert {"loss_similarity", "loss_visibility", "loss_ce", "loss_mask_0"} <= set(losses)
+    total = criterion().total(losses)
+    assert torch.isfinite(total)
+    total.backward()
+    assert output.similarity_logits.grad.abs().sum() > 0
+
+
+def test_a_clip_with_nothing_annotated_pushes_every_similarity_down():
+    output = random_output(b=1)
+    output.similarity_logits.requires_grad_()
+    criterion()(output, [random_target(0)])["loss_similarity"].backward()
+    assert (output.similarity_logits.grad > 0).all()
+
+
+def test_objects_that_are_not_meant_teach_masks_but_not_the_sentence():
+    output, both = random_output(b=1), random_target(2, referred=[True, False])
+    taught, alone = criterion()(output, [both]), criterion(match_all_objects=False)(output, [both])
+    one = random_target(1)
+    assert not torch.isclose(taught["loss_mask"], alone["loss_mask"])
+    assert torch.isclose(alone["loss_mask"], criterion(match_all_objects=False)(output, [dict(one, boxes=both["boxes"][:1])])["loss_mask"], atol=1e-6)
+
+
+def test_the_order_of_annotations_means_nothing():
+    output, target = random_output(b=1), random_target(3, referred=[True, False, True])
+    turned = {k: v[[2, 0, 1]] for k, v in target.items()}
+    a, b = (criterion()(output, [t]) for t in (target, turned))
+    assert all(torch.isclose(a[k], b[k], atol=1e-6) for k in a)
+
+
+def test_perfect_and_wrong_similarities():
+    "Three objects of which two are meant, drawn perfectly by the first three of five sequences."
+    target = random_target(3, referred=[True, False, True])
+    sharp = F.pad(target["masks"], (0, 0, 0, 0, 0, 0, 0, 2)).transpose(0, 1)[..., 2::4, 2::4] * 20 - 10
+    boxes = F.pad(target["boxes"], (0, 0, 0, 0, 0, 2), value=.5).transpose(0, 1)
+
+    def loss(similarity):
+        output = SequenceOutput(pred_logits=torch.zeros(1, 2, 5, 1), pred_boxes=boxes[None], pred_masks=sharp[None], aux_outputs=[], similarity_logits=torch.tensor([[similarity]]),
+                                visibility_logits=torch.zeros(1, 1, 2, 5))
+        return float(criterion()(output, [target])["loss_similarity"])
+    assert loss([9., -9., 9., -9., -9.]) < .01 < 1 < loss([9., 9., 9., -9., -9.]) and loss([-9., -9., 9., -9., -9.]) > 1
+
+
+def test_nothing_present_is_matched_with_nothing():
+    assert not gather_any([random_target(0), random_target(2)], (8, 12)).present[0].any()
+
+
+# ---- the model on the tiny corpus
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    from tests.tiny import make_tiny_corpus
+    root = tmp_path_factory.mktemp("multi")
+    corpus = make_tiny_corpus(root / "corpus")
+    return corpus, FeatureStore.build(root / "features", corpus, progress=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return SequenceMatchingModel.from_single(FSRVOSModel(FSRVOSConfig.from_preset("tiny", **OPTIONS)), queries=8)
+
+
+def episodes(tiny, **shares):
+    corpus, source = tiny
+    return MultiObjectEpisodes(corpus, ["cat", "dog", "bus"], shares=shares, source=source, frames=3, shots=2, episodes_per_class=6, other_sentences=2)
+
+
+def test_a_training_step_with_several_one_and_none(tiny, model):
+    several, none = episodes(tiny, several=1), episodes(tiny, none=1)
+    batch = collate([several[0], none[1], episodes(tiny, one=1)[2]])
+    assert [int(t["referred"].sum()) for t in batch.targets] == [2, 0, 1]
+    model.train()
+    output = forward(model, batch)
+    assert output.similarity_logits.shape == (2, 3, 8) and output.other_similarity.shape == (2, 3, 2, 8) and output.evidence is None
+    loss = SequenceCriterion(model.config)
+    losses = loss(output, batch.targets)
+    loss.total(losses).backward()
+    assert {"loss_similarity", "loss_visibility", "loss_otherseq", "loss_other", "loss_metric", "loss_dense"} <= set(losses)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.matcher.parameters())
+    model.zero_grad()
+
+
+def test_a_saved_model_answers_the_same(tiny, model, tmp_path):
+    model.eval().save_pretrained(tmp_path / "model")
+    again = SequenceMatchingModel.from_pretrained(tmp_path / "model")
+    corpus, source = tiny
+    ask = lambda m: SequencePredictor(m).sequences([SequencePredictor(m).encode_support(source, support_of(corpus, "dog_0"))], source, "cat_0", corpus.videos["cat_0"].frames, ["the red one"], (32, 48))[0]
+    assert again.config.queries == 8 and torch.allclose(ask(model).scores, ask(again).scores, atol=1e-6)
+
+
+def support_of(corpus, video_id):
+    video = corpus.videos[video_id]
+    return {"video": video_id, "frames": list(video.frames[:2]), "object_id": 1, "expression": video.expressions[0].text}
+
+
+def test_episodes_are_a_function_of_seed_and_index(tiny):
+    a, b = (episodes(tiny, several=1, one=1, none=1) for _ in range(2))
+    assert [a.episode(i) for i in range(18)] == [b.episode(i) for i in range(18)]
+    assert {min(len(a.episode(i).query.object_ids), 2) for i in range(18)} == {0, 1, 2}
+    assert all(a.episode(i).query.video != a.episode(i).support.video for i in range(18))
+
+
+def test_sentences_that_fit_nothing_do_fit_nothing(tiny):
+    corpus, _ = tiny
+    dataset = episodes(tiny, none=1)
+    for i in range(len(dataset)):
+        query = dataset.episode(i).query
+        video = corpus.videos[query.video]
+        if query.kind == "absent_class":
+            assert query.class_name in query.expression and video.category != query.class_name
+        elif query.kind == "absent_attribute":
+            assert not known_colours(video) & set(query.expression.split())
+    assert {dataset.episode(i).query.kind for i in range(len(dataset))} >= {"absent_class", "absent_attribute"}
+
+
+@pytest.mark.parametrize("shares", [{}, {"many": 1}, {"one": 0}, {"one": -1, "none": 2}])
+def test_shares_that_are_none(tiny, shares):
+    with pytest.raises(EpisodeError, match="shares must be of several, one, none"):
+        episodes(tiny, **shares)
+
+
+# ---- the benchmark
+
+def test_the_manifest(tiny):
+    corpus, _ = tiny
+    manifest = multi_manifest(corpus, ["cat", "dog", "bus"], runs=2, shots=2, max_queries=30)
+    assert manifest == json.loads(json.dumps(multi_manifest(corpus, ["cat", "dog", "bus"], runs=2, shots=2, max_queries=30)))
+    single = support_manifest(corpus, ["cat", "dog", "bus"], runs=2, shots=2)
+    assert [r["support"] for r in manifest["runs"]] == [r["support"] for r in single["runs"]], "the same support draws as the single-object protocol's"
+    for run in manifest["runs"]:
+        counts = [min(len(q["object_ids"]), 2) for q in run["queries"]]
+        assert counts.count(0) == counts.count(1) == 10 and 0 < counts.count(2) <= 10      # nine videos with one such sentence each
+        assert all(q["video"] != run["support"][q["class"]]["video"] for q in run["queries"])
+        assert {q["class"] for q in run["queries"]} == {"cat", "dog", "bus"}
+    assert manifest["runs"][0]["queries"] != manifest["runs"][1]["queries"]
+
+
+def test_evaluation_and_sweep(tiny, model):
+    corpus, source = tiny
+    manifest = multi_manifest(corpus, ["cat", "dog"], runs=1, shots=2, max_queries=9)
+    choices = dict(ism=by_similarity(.2), argmax=best_sequence, frames=by_frame(.2), oracle=oracle)
+    records = evaluate_multi(SequencePredictor(model, clips=3), corpus, source, manifest, choices, progress=False)
+    assert len(records) == 4 * len(manifest["runs"][0]["queries"]) and all(0 <= r["J"] <= 1 and r["frames"] == 6 for r in records)
+    by_choice = {name: summary([r for r in records if r["choice"] == name]) for name in choices}
+    assert by_choice["oracle"]["0"]["no_target"] == 1 and by_choice["argmax"]["0"]["no_target"] == 0
+    assert by_choice["oracle"]["2+"]["count"] == 1 and by_choice["argmax"]["2+"]["count"] == 0
+    rows = sweep(SequencePredictor(model), corpus, source, manifest, [0, .2, .5, 1], progress=False)
+    assert rows[-1]["no_target"] == 1 and rows[-1]["recall"] == 0 and best_threshold(rows) in (0, .2, .5, 1)
+    found = [row["recall"] for row in rows]
+    assert found == sorted(found, reverse=True)
+
+
+def test_chunks_give_the_whole_clip(tiny, model):
+    corpus, source = tiny
+    predictor = SequencePredictor(model, chunk=3, overlap=1)
+    frames = corpus.videos["cat_1"].frames
+    (linked,) = predictor.sequences([predictor.encode_support(source, support_of(corpus, "dog_0"))], source, "cat_1", frames, ["the cat"], (32, 48))
+    assert linked.masks.shape[1:] == (6, 32, 48) and linked.masks.shape[0] >= 8 and linked.referring.shape == linked.masks.shape[:2]
+    assert (linked.gated <= linked.masks).all() and 0 < linked.scores.min() and linked.scores.max() < 1
+
+
+# ---- thresholds
+
+def test_the_higher_the_threshold_the_fewer_are_kept():
+    rng = torch.Generator().manual_seed(0)
+    scores, masks = torch.rand(12, generator=rng), torch.rand(12, 3, 8, 8, generator=rng) > .5
+    counts = [len(keep_sequences(scores, masks, s / 50)) for s in range(51)]
+    assert counts == sorted(counts, reverse=True) and counts[0] == 12 and counts[-1] == 0
+
+
+def test_nothing_kept_is_a_valid_answer():
+    nothing = keep_sequences(torch.tensor([.1, .2]), torch.ones(2, 3, 8, 8, dtype=torch.bool), .5)
+    assert nothing.masks.shape == (0, 3, 8, 8) and nothing.union().shape == (3, 8, 8)
+    codes = encode_masks(nothing.union().numpy())
+    assert json.loads(json.dumps(codes)) == codes and len(codes) == 3
+
+
+@pytest.mark.parametrize("options, told", [(dict(threshold=2), "threshold is 2"), (dict(duplicate_iou=-1), "duplicate_iou is -1"), (dict(referring_head="linear"), "referring_head 'look'")])
+def test_settings_that_cannot_be(options, told):
+    with pytest.raises(ValueError, match=told):
+        SequenceMatchingConfig(**{**dict(referring_head="look"), **options})
+
+
+# ---- linking
+
+def crossing(frames=20, looks_apart=True):
+    "Two squares that pass through each other, and what their sequences look like."
+    clip = torch.zeros(2, frames, 24, 96, dtype=torch.bool)
+    for t in range(frames):
+        clip[0, t, 8:16, 4 * t:4 * t + 10] = True
+        clip[1, t, 9:17, 82 - 4 * t:92 - 4 * t] = True
+    looks = F.normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(1)), dim=-1)
+    return clip, looks if looks_apart else looks[:1].repeat(2, 1)
+
+
+@pytest.mark.parametrize("length, overlap", [(5, 1), (7, 2), (11, 1), (4, 0)])
+def test_identity_is_kept_where_objects_cross(length, overlap):
+    "At a border where they lie upon each other, with the queries exchanged in every other chunk."
+    clip, looks = crossing()
+    linker = SequenceLinker(overlap)
+    for number, chunk in enumerate(chunks_of(20, length, overlap)):
+        order = [0, 1] if number % 2 == 0 else [1, 0]
+        linker.add(clip[order][:, list(chunk)], torch.tensor([.9, .3])[order], looks[order])
+    assert len(linker.tracks) == 2 and all(torch.equal(linker.masks(i), clip[i]) for i in range(2))
+    assert linker.answer(.5).queries.tolist() == [0] and torch.equal(linker.answer(.5).masks[0], clip[0])
+
+
+def test_masks_link_what_looks_alike():
+    "Far from the crossing, the same looks: the seam decides."
+    clip, looks = crossing(looks_apart=False)
+    linker = SequenceLinker(1)
+    linker.add(clip[:, :5], torch.tensor([.9, .3]), looks)
+    assert linker.add(clip[[1, 0]][:, 4:9], torch.tensor([.3, .9]), looks) == [1, 0]
+
+
+def test_something_new_begins_a_track_and_something_gone_keeps_its_own():
+    clip, looks = crossing()
+    linker, other = SequenceLinker(1), F.normalize(torch.randn(1, 16, generator=torch.Generator().manual_seed(7)), dim=-1)
+    linker.add(clip[:, :5], torch.tensor([.9, .3]), looks)
+    assert linker.add(torch.zeros(1, 5, 24, 96, dtype=torch.bool), torch.tensor([.5]), other) == [2]
+    assert linker.add(clip[:1, 8:13], torch.tensor([.9]), looks[:1]) == [0], "back again, known by its looks"
+    assert linker.masks(1)[5:].sum() == 0 and linker.masks(0).shape[0] == linker.end == 13
+
+
+def test_memory_of_a_track_does_not_grow_with_its_masks():
+    clip, looks = crossing()
+    linker = SequenceLinker(1)
+    for chunk in chunks_of(20, 5, 1):
+        linker.add(clip[:, list(chunk)], torch.tensor([.9, .3]), looks)
+    assert all(t.seam.shape == (1, 24, 96) and all(isinstance(m["counts"], bytes) for m in t.masks.values()) for t in linker.tracks)
+    assert sum(len(m["counts"]) for t in linker.tracks for m in t.masks.values()) < clip.numel() / 50
+
+
+@pytest.mark.parametrize("masks, told", [(torch.zeros(1, 1, 24, 96, dtype=torch.bool), "brings nothing new"), (torch.zeros(1, 4, 8, 8, dtype=torch.bool), "not of one clip")])
+def test_chunks_that_do_not_fit(masks, told):
+    clip, looks = crossing()
+    linker = SequenceLinker(1)
+    linker.add(clip[:, :5], torch.tensor([.9, .3]), looks)
+    with pytest.raises(ValueError, match=told):
+        linker.add(masks, torch.tensor([.5]), looks[:1])
+
+
+def test_chunks_that_never_end():
+    with pytest.raises(ValueError, match="never end"):
+        chunks_of(10, 2, 2)
+
+
+# ---- MeViS
+
+@pytest.fixture
+def mevis(tmp_path):
+    "One video of two frames; object 9 overlaps object 7 and is smaller."
+    from pycocotools import mask as rle
+    root = tmp_path / "mevis/valid_u"
+    large, small = np.zeros((24, 32), np.uint8), np.zeros((24, 32), np.uint8)
+    large[2:20, 2:20], small[10:14, 10:14] = 1, 1
+    code = lambda m: {"size": [24, 32], "counts": rle.encode(np.asfortranarray(m))["counts"].decode()}
+    for frame in ("00000", "00001"):
+        write_frame(root / "JPEGImages/v1" / f"{frame}.jpg", np.full((24, 32, 3), 90, np.uint8))
+    expressions = {"0": {"exp": "both of them moving", "obj_id": [0, 1], "anno_id": [7, 9]}, "1": {"exp": "the one that stays", "obj_id": [0], "anno_id": [7]}}
+    content = {"videos": {"v1": {"vid_id": 0, "frames": ["00000", "00001"], "expressions": expressions}}}
+    masks = {"7": [code(large)] * 2, "9": [None, code(small)]}
+
+    def write(meta=content, masks=masks):
+        (root / "meta_expressions.json").write_text(json.dumps(meta))
+        (root / "mask_dict.json").write_text(json.dumps(masks))
+        return root
+    return SimpleNamespace(write=write, content=content, masks=masks, root=root)
+
+
+def test_mevis_becomes_a_corpus(mevis, tmp_path):
+    corpus = mevis_to_corpus(mevis.write(), tmp_path / "out", progress=False)
+    assert [(e.text, e.object_ids, e.kind) for e in corpus.videos["v1"].expressions] == [("both of them moving", (1, 2), "several"), ("the one that stays", (1,), "motion")]
+    masks = corpus.read_masks("v1", ["00000", "00001"], [1, 2])
+    assert masks[0].sum((1, 2)).tolist() == [18 * 18, 18 * 18 - 16] and masks[1].sum((1, 2)).tolist() == [0, 16]
+    assert corpus.check(images=True) == [] and corpus.videos["v1"].category == "object"
+
+
+def broken(mevis, what):
+    meta, masks = json.loads(json.dumps(mevis.content)), json.loads(json.dumps(mevis.masks))
+    video = meta["videos"]["v1"]
+    if what == "short masks": masks["7"] = masks["7"][:1]
+    if what == "no masks": del masks["9"]
+    if what == "no anno_id": del video["expressions"]["1"]["anno_id"]
+    if what == "no frames": video["frames"] = []
+    if what == "no folder": (mevis.root / "JPEGImages/v1").rename(mevis.root / "JPEGImages/v2")
+    if what == "no videos": meta["videos"] = {}
+    return mevis.write(meta, masks)
+
+
+@pytest.mark.parametrize("what, told", [("short masks", "has 1 masks for the 2 frames"), ("no masks", "has 0 masks for the 2 frames"), ("no anno_id", "as many 'anno_id' as 'obj_id'"),
+                                        ("no frames", "lacks 'frames'"), ("no folder", "no such folder"), ("no videos", "has no videos")])
+def test_bad_mevis_data_is_told_and_nothing_is_written(mevis, tmp_path, what, told):
+    with pytest.raises(CorpusError, match=told):
+        mevis_to_corpus(broken(mevis, what), tmp_path / "out", progress=False)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_mevis_without_its_files(tmp_path):
+    with pytest.raises(CorpusError, match="meta_expressions.json"):
+        mevis_to_corpus(tmp_path, tmp_path / "out", progress=False)
