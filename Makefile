@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 REPRO_NEEDS = about 55 minutes on 2 cores and 6 GB of disk
 STUDY_NEEDS = about 2 hours on 2 cores and 6 GB of disk
 
-.PHONY: repro study smoke test docs lab setup announce-repro announce-study
+.PHONY: repro study smoke test demo docs lab setup announce-repro announce-study
 .NOTPARALLEL:
 
 repro: announce-repro setup       ## cma and cma_plus on four folds, then Table 1
@@ -20,6 +20,10 @@ smoke: setup                      ## the whole pipeline in small, in a temporary
 test: setup                       ## every test
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2
 	pytest
+
+demo: setup                       ## a clip, a support, two sentences: what the demo model makes of them
+	rm -rf demo
+	fsrvos demo --out demo
 
 docs: setup                       ## README.md and the site, in _docs/
 	python scripts/readme.py

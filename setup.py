@@ -21,10 +21,10 @@ setup(
     python_requires=f">={settings['min_python']},<3.14",
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split()},
-    # kernels/ stands beside fsrvos/ and is imported as fsrvos.kernels, never as `kernels`.
-    packages=[*find_packages(include=["fsrvos", "fsrvos.*"], exclude=["fsrvos.kernels*"]), "fsrvos.kernels"],
-    package_dir={"fsrvos.kernels": "kernels"},
-    package_data={"fsrvos.kernels": ["*.cpp"]},
+    # kernels/ and weights/ stand beside fsrvos/ and are imported as fsrvos.kernels and fsrvos.weights, never by their bare names.
+    packages=[*find_packages(include=["fsrvos", "fsrvos.*"], exclude=["fsrvos.kernels*", "fsrvos.weights*"]), "fsrvos.kernels", "fsrvos.weights"],
+    package_dir={"fsrvos.kernels": "kernels", "fsrvos.weights": "weights"},
+    package_data={"fsrvos.kernels": ["*.cpp"], "fsrvos.weights": ["*/*"]},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     zip_safe=False,
 )

@@ -239,7 +239,7 @@ def test_bad_calls(single, call, told):
 
 
 def test_folders_that_are_no_model(tmp_path):
-    with pytest.raises(SegmentError, match="no model; give a folder"):
+    with pytest.raises(SegmentError, match="no model; give 'fsrvos-demo', or a folder"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(SegmentError, match="a model of type 'bert'"):

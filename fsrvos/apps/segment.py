@@ -196,16 +196,18 @@ def grown(logits: np.ndarray, seen: tuple[int, int], size: tuple[int, int]) -> n
 
 # %% ../../nbs/apps/01_segment.ipynb #a5391e3e
 def load_model(path: str | Path) -> FSRVOSModel:
-    "A saved single- or multi-object model. Raises `SegmentError` for a folder that is none."
-    config = Path(path) / "config.json"
+    "A saved single- or multi-object model: a folder, or the name of one that comes with the package (`fsrvos-demo`). Raises `SegmentError` for a folder that is none."
+    from fsrvos.weights import FOLDER
+    path = FOLDER / path if (FOLDER / path / "config.json").exists() else Path(path)
+    config = path / "config.json"
     try:
         kind = json.loads(config.read_text())["model_type"]
     except (OSError, ValueError, KeyError) as error:
-        raise SegmentError(f"{path}: no model; give a folder with config.json and model.safetensors, such as data/models/cma_plus-1") from error
+        raise SegmentError(f"{path}: no model; give 'fsrvos-demo', or a folder with config.json and model.safetensors, such as data/models/cma_plus-1") from error
     kinds = {m.config_class.model_type: m for m in (FSRVOSModel, SequenceMatchingModel)}
     if kind not in kinds:
         raise SegmentError(f"{config}: a model of type '{kind}'; this program runs {' and '.join(kinds)}")
-    return kinds[kind].from_pretrained(path)
+    return kinds[kind].from_pretrained(path, dtype=torch.float32)
 
 
 class Segmenter:

@@ -1,0 +1,43 @@
+"The demonstration, and the model that comes with the package."
+import json
+
+import numpy as np
+import pytest
+
+from fsrvos.apps.demo import draw_clip, run_demo
+from fsrvos.apps.segment import load_model
+from fsrvos.data.curation import MINI_REF_YTVOS_CLASSES, fold_classes
+from fsrvos.weights import FOLDER
+
+
+def test_the_demo(tmp_path):
+    answers = run_demo(tmp_path / "demo", progress=False)
+    assert len(answers) == 2 and all(len(found) == 1 for found, _ in answers)
+    assert np.mean([j for _, j in answers]) > .3, "two sentences about a class that was never trained on"
+    assert {p.name for p in (tmp_path / "demo").iterdir()} == {"clip.mp4", "support", "00", "01"}
+    assert json.loads((tmp_path / "demo/01/result.json").read_text())["settings"]["single"]
+
+
+def test_drawn_clips_are_the_same_every_time():
+    a, b = (draw_clip("cat", 3, objects=2) for _ in range(2))
+    assert np.array_equal(a.frames, b.frames) and a.sentences == b.sentences
+    assert not np.array_equal(a.frames[0], draw_clip("cat", 4, objects=2).frames[0])
+
+
+def test_a_class_that_is_not_drawn():
+    with pytest.raises(ValueError, match="no class 'unicorn'; choose one of"):
+        draw_clip("unicorn")
+
+
+def test_the_card_is_of_the_weights():
+    "Classes of its fold, and a size that belongs into a repository."
+    card = (FOLDER / "fsrvos-demo/README.md").read_text()
+    assert card.splitlines()[2].startswith("**Rendered clips only.**") and "cma_plus-1" in card
+    tested = fold_classes(MINI_REF_YTVOS_CLASSES, 1)[1]
+    assert all(name.replace("_", " ") in card for name in tested) and "hedgehog" in tested
+    assert sum(f.stat().st_size for f in (FOLDER / "fsrvos-demo").iterdir()) < 12 * 2 ** 20
+
+
+def test_half_precision_is_for_the_disk_alone():
+    import torch
+    assert {p.dtype for p in load_model("fsrvos-demo").parameters()} == {torch.float32}
