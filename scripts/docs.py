@@ -9,7 +9,7 @@ from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ("data", "models", "training", "evaluation", "apps", "pipeline", "tutorials")
+ORDER = ("tutorials", "data", "models", "training", "evaluation", "apps", "pipeline")
 
 
 def title(notebook: Path) -> str:
