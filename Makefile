@@ -1,9 +1,9 @@
 # Thin: each target is one or two commands; what they do is in scripts/, dvc.yaml and settings.ini.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# On 2 cores, the setup apart, measured in parts: rendering 4, curation, oracles and features 8 minutes; then cma and cma_plus 39, the two controls 37, the rest 25.
-REPRO_NEEDS = about 55 minutes on 2 cores and 6 GB of disk
-STUDY_NEEDS = about 2 hours on 2 cores and 6 GB of disk
+# On 2 cores, each measured in one run with other work beside it: repro 63 minutes, setup included; then study @@ more.
+REPRO_NEEDS = about an hour on 2 cores and 6 GB of disk
+STUDY_NEEDS = about 2 hours and 15 minutes on 2 cores and 6 GB of disk
 
 .PHONY: repro study smoke test demo docs lab setup announce-repro announce-study
 .NOTPARALLEL:

@@ -146,6 +146,37 @@ def test_bad_supports(tmp_path, what, told):
         read_support(broken_support(tmp_path / "s", what))
 
 
+def write_coco(folder, kind="polygon", change=lambda content: None):
+    from pycocotools import mask as rle
+    folder.mkdir()
+    clip, truth = moving(2)
+    code = rle.encode(np.asfortranarray(truth[1].astype(np.uint8)))
+    drawn = {"polygon": [[5, 10, 25, 10, 25, 30, 5, 30]], "code": {"size": [48, 72], "counts": code["counts"].decode()}, "runs": {"size": [48, 72], "counts": [0, 48 * 72]}}
+    for t in range(2):
+        Image.fromarray(clip[t]).save(folder / f"{t}.jpg")
+    content = {"images": [{"id": 7 + t, "file_name": f"{t}.jpg", "height": 48, "width": 72} for t in range(2)],
+               "annotations": [{"id": 1, "image_id": 7, "segmentation": drawn["polygon"]}, {"id": 2, "image_id": 8, "segmentation": drawn[kind]}]}
+    change(content)
+    (folder / "annotations.json").write_text(json.dumps(content))
+    (folder / "expression.txt").write_text("the square")
+    return folder
+
+
+@pytest.mark.parametrize("kind, pixels", [("polygon", 400), ("code", 400), ("runs", 48 * 72)])
+def test_a_support_in_cocos_format(tmp_path, kind, pixels):
+    frames, masks, _ = read_support(write_coco(tmp_path / "s", kind))
+    assert frames.shape == (2, 48, 72, 3) and masks[1].sum() == pixels and np.array_equal(masks[0], moving(1)[1][0])
+
+
+@pytest.mark.parametrize("change, told", [
+    (lambda c: c.pop("images"), "not in COCO's format"), (lambda c: c["annotations"].pop(), "0 annotations of 1.jpg"), (lambda c: c["annotations"].append(c["annotations"][0]), "2 annotations of 0.jpg"),
+    (lambda c: c["images"][0].update(file_name="9.jpg"), "9.jpg: no such frame"), (lambda c: c["annotations"][0].update(segmentation=[[1, 2]]), "cannot be read|is empty"),
+    (lambda c: c["images"][0].update(height=24), "72x24 pixels, its frame 0.jpg has 72x48")])
+def test_bad_supports_in_cocos_format(tmp_path, change, told):
+    with pytest.raises(SegmentError, match=told):
+        read_support(write_coco(tmp_path / "s", change=change))
+
+
 # ---- segmenting
 
 @pytest.fixture(scope="module")

@@ -38,19 +38,20 @@ def read_support(folder: str | Path) -> tuple[np.ndarray, np.ndarray, str]:
     """Frames uint8 [K, H, W, 3], masks bool [K, H, W] and the sentence of a support folder.
 
     A frame is a jpg, or a png that has a `<stem>_mask.png` beside it; its mask is the png of the same stem, or that. In palette masks the object is number 1, or the only one there is.
+    With `annotations.json` frames and masks are those that it names.
     Raises `SegmentError` with every problem."""
     folder = Path(folder)
     if not folder.is_dir():
         raise SegmentError(f"{folder}: no such folder; a support is a folder of frames, masks and expression.txt")
-    pairs, problems = _support_pairs(folder)
+    drawn = folder / "annotations.json"
+    frames, masks, names, problems = _coco_support(drawn) if drawn.exists() else _image_support(folder)
     sentence = folder / "expression.txt"
     text = sentence.read_text(encoding="utf-8").strip() if sentence.is_file() else ""
     if not text:
         problems.append(f"{sentence}: {'empty' if sentence.is_file() else 'missing'}; write the sentence about the object into it")
-    if not pairs and not problems:
+    if not frames and not problems:
         problems.append(f"{folder}: no frames; put jpg frames there, each with a png mask of the same name")
-    frames, masks = [read_image(frame) for frame, _ in pairs], [_one_object(mask, problems) for _, mask in pairs]
-    for (frame, mask), image, ids in zip(pairs, frames, masks):
+    for (frame, mask), image, ids in zip(names, frames, masks):
         if image.shape[:2] != ids.shape:
             problems.append(f"{mask}: {ids.shape[1]}x{ids.shape[0]} pixels, its frame {frame.name} has {image.shape[1]}x{image.shape[0]}; make them of one size")
     if len({f.shape for f in frames}) > 1:
@@ -58,6 +59,39 @@ def read_support(folder: str | Path) -> tuple[np.ndarray, np.ndarray, str]:
     if problems:
         raise SegmentError("; ".join(problems))
     return np.stack(frames), np.stack(masks), text
+
+
+def _image_support(folder: Path) -> tuple[list, list, list, list[str]]:
+    "(frames, masks, their files, problems) of a folder with mask images."
+    pairs, problems = _support_pairs(folder)
+    return [read_image(frame) for frame, _ in pairs], [_one_object(mask, problems) for _, mask in pairs], pairs, problems
+
+
+def _coco_support(path: Path) -> tuple[list, list, list, list[str]]:
+    "(frames, masks, their files, problems) of a file in COCO's format, beside which the frames lie; one annotation for each image."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        images = sorted(((i["file_name"], i["id"], i["height"], i["width"]) for i in content["images"]), key=lambda i: i[0])
+        drawn = {i[1]: [a["segmentation"] for a in content["annotations"] if a["image_id"] == i[1]] for i in images}
+    except (ValueError, KeyError, TypeError) as error:
+        raise SegmentError(f"{path}: not in COCO's format ({type(error).__name__}: {error}); it wants images and annotations with segmentation") from error
+    problems = [f"{path}: {len(drawn[i])} annotations of {name}; the support is one object, keep one" for name, i, *_ in images if len(drawn[i]) != 1]
+    problems += [f"{path.parent / name}: no such frame" for name, *_ in images if not (path.parent / Path(name).name).is_file()]
+    if problems:
+        return [], [], [], problems
+    masks = [_decoded(drawn[i][0], h, w, path) for _, i, h, w in images]
+    problems = [f"{path}: the mask of {name} is empty; draw the object" for (name, *_), mask in zip(images, masks) if not mask.any()]
+    files = [path.parent / Path(name).name for name, *_ in images]
+    return [read_image(f) for f in files], masks, [(f, path) for f in files], problems
+
+
+def _decoded(segmentation, height: int, width: int, path: Path) -> np.ndarray:
+    "A COCO segmentation (polygons, run lengths, or a compressed code) as bool [H, W]."
+    try:
+        code = segmentation if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str) else rle.frPyObjects(segmentation, height, width)
+        return rle.decode(rle.merge(code) if isinstance(code, list) else code).astype(bool)
+    except Exception as error:  # the C code raises what it likes
+        raise SegmentError(f"{path}: a segmentation that cannot be read ({error}); export it again") from error
 
 
 def _support_pairs(folder: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
