@@ -1,4 +1,6 @@
 "Backbones of many kinds, tiny and with random weights, saved to a folder and read from it by path, as downloaded ones would be."
+import json
+
 import pytest
 import torch
 from transformers import (ConvNextBackbone, ConvNextConfig, Dinov2Backbone, Dinov2Config, ResNetBackbone, ResNetConfig, RobertaConfig, RobertaModel,
@@ -69,7 +71,41 @@ def test_a_language_model_is_no_backbone(tmp_path):
         load_vision_encoder(str(tmp_path))
 
 
-def test_a_sentence_is_pooled_or_the_mean_of_its_words():
+@pytest.fixture
+def roberta(tmp_path):
+    "A tiny RoBERTa with its tokenizer in a folder, as a downloaded one lies there."
+    from transformers import RobertaTokenizer
+    letters = [*"abcdefghijklmnopqrstuvwxyz", "\u0120"]
+    vocab = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    RobertaTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")).save_pretrained(tmp_path / "roberta")
+    torch.manual_seed(0)
+    config = RobertaConfig(vocab_size=len(vocab), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=40)
+    RobertaModel(config).save_pretrained(tmp_path / "roberta")
+    return tmp_path / "roberta"
+
+
+def test_roberta_from_a_folder(roberta):
+    text = TextEncoder(str(roberta))
+    ids, mask = text.tokenize(["a dog", "the brown dog"])
+    words = text(ids, mask)
+    assert words.shape == (2, ids.shape[1], 16) and mask.sum(1).tolist() == [7, 15] and text.sentence(ids, mask).shape == (2, 16)
+    alone = text(*(x[:1, :7] for x in (ids, mask)))
+    torch.testing.assert_close(words[0, :7], alone[0], atol=1e-5, rtol=1e-4)  # padding does nothing
+
+
+def test_without_pooler_weights_a_sentence_is_the_mean_of_its_words(roberta):
+    from transformers import AutoConfig
+    RobertaModel(AutoConfig.from_pretrained(roberta), add_pooling_layer=False).save_pretrained(roberta)
+    text = TextEncoder(str(roberta))
+    ids, mask = text.tokenize(["a dog", "the brown dog"])
+    words = text(ids, mask)
+    assert not text.pools
+    torch.testing.assert_close(text.sentence(ids, mask)[0], words[0, :7].mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_a_sentence_is_pooled():
     text = TextEncoder("minilm-l6")
     ids, mask = text.tokenize(["a dog", "the brown dog on the left"])
     with torch.no_grad():
