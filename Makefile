@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # On 2 cores, each measured in one run with other work beside it: repro 63 minutes, setup included; then study 66 more.
-REPRO_NEEDS = about an hour on 2 cores and 6 GB of disk
+REPRO_NEEDS = about 65 minutes on 2 cores and 6 GB of disk
 STUDY_NEEDS = about 2 hours and 15 minutes on 2 cores and 6 GB of disk
 
 .PHONY: repro study smoke test demo docs lab setup announce-repro announce-study
