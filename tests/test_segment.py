@@ -6,7 +6,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fsrvos.apps import segment as app
 from fsrvos.apps.segment import SegmentError, Segmenter, load_model, painted, read_support, windows
 from fsrvos.data.corpus import write_masks
 from fsrvos.data.video import Video, VideoError, read_image, read_mask, turned, write_video

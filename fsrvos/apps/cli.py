@@ -161,11 +161,7 @@ def demo(out: Annotated[Path, typer.Option(help="folder to write into; it must n
     "Draw a clip and a support, segment it by a sentence about each object, and compare with the truth."
     from fsrvos.apps.demo import run_demo
     if out.exists(): raise StudyError(f"{out} exists; remove it, or name another folder")
-    try: answers = run_demo(out, model, category, seed)
-    except ValueError as error:
-        if type(error) is not ValueError: raise
-        raise StudyError(str(error)) from None
-    for number, (found, j) in enumerate(answers): print(f"{out / f'{number:02d}'}: '{found.expression}': J {100 * j:.0f}")
+    for number, (found, j) in enumerate(run_demo(out, model, category, seed)): print(f"{out / f'{number:02d}'}: '{found.expression}': J {100 * j:.0f}")
     print(f"{out}: clip.mp4 and support/ are what went in; overlay.mp4 and sheet.png in each folder are what came out")
 
 # %% ../../nbs/apps/00_cli.ipynb #5d2fa668

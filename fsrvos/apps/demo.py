@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .segment import Segmentation, Segmenter, read_support
+from .segment import SegmentError, Segmentation, Segmenter, read_support
 from ..data.corpus import write_frame, write_masks
 from ..data.scenes import SceneRules, generator, random_scene, render
 from ..data.sentences import expressions
@@ -30,9 +30,9 @@ class DrawnClip:
 
 
 def draw_clip(category: str, *names, objects: int = 1) -> DrawnClip:
-    "A clip of a class with `objects` annotated objects of it, the same for the same names. Raises ValueError for a class that is not drawn."
+    "A clip of a class with `objects` annotated objects of it, the same for the same names. Raises `SegmentError` for a class that is not drawn."
     if category not in CLASS_SPRITES:
-        raise ValueError(f"no class '{category}'; choose one of {', '.join(sorted(CLASS_SPRITES))}")
+        raise SegmentError(f"no class '{category}'; choose one of {', '.join(sorted(CLASS_SPRITES))}")
     rules = SceneRules()
     for attempt in range(200):
         key = (category, *names, attempt)
@@ -41,7 +41,7 @@ def draw_clip(category: str, *names, objects: int = 1) -> DrawnClip:
         if said and len(np.unique(clip.ids)) - 1 == objects and all((clip.ids == i).any((1, 2)).all() for i in range(1, objects + 1)):
             number = lambda e: tuple(int(i) for i in np.atleast_1d(e["obj_id"]))
             return DrawnClip(clip.frames, clip.ids, tuple((e["exp"], number(e)) for e in said))
-    raise ValueError(f"no clip of {category} with {objects} objects came out; choose another number")
+    raise SegmentError(f"no clip of {category} with {objects} objects came out; choose another number")
 
 # %% ../../nbs/apps/02_demo.ipynb #d3e940fd
 def write_material(folder: Path, support: DrawnClip, query: DrawnClip) -> None:

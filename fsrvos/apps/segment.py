@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from ..data.corpus import write_bytes_atomic, write_json_atomic, write_masks
 from ..data.episodes import resize_frames, resized_size
 from ..data.video import Video, read_image, read_mask, write_video
+from ..models.encoders import _normalise
 from ..models.fsrvos import FSRVOSModel
 from ..models.linking import SequenceLinker
 from ..models.sequence_matching import SequenceMatchingModel
@@ -157,31 +159,37 @@ class Segmentation:
         "Write overlay.mp4, masks/*.png (object numbers), masks.json (COCO run-length codes and scores), sheet.png and result.json into `folder`; result.json comes last."
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_video(folder / "overlay.mp4", self.overlay(), self.fps)
-        coded = [{"score": score, "segmentations": []} for score in self.scores]
-        for t in range(self.frames):
-            masks = self.frame_masks(t)
-            write_masks(folder / "masks" / f"{t:05d}.png", numbered(masks))
-            for entry, mask in zip(coded, masks):
-                code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
-                entry["segmentations"].append({"size": list(code["size"]), "counts": code["counts"].decode()})
+        coded, tiles = [{"score": score, "segmentations": []} for score in self.scores], []
+        write_video(folder / "overlay.mp4", self._written(folder / "masks", coded, tiles), self.fps)
         write_json_atomic(folder / "masks.json", {"expression": self.expression, "objects": coded})
-        self._save_sheet(folder / "sheet.png")
+        _save_sheet(folder / "sheet.png", tiles)
         write_json_atomic(folder / "result.json", {"expression": self.expression, "objects": len(self), "scores": self.scores, "frames": self.frames, "size": list(self.size),
                                                    "settings": self.settings, "versions": {p: metadata.version(p) for p in ("fsrvos", "torch", "transformers")}})
         return folder
 
-    def _save_sheet(self, path: Path, columns: int = 4, width: int = 320) -> None:
-        "A contact sheet of up to twelve frames with their masks."
-        from io import BytesIO
+    def _written(self, folder: Path, coded: list[dict], tiles: list[np.ndarray], width: int = 320) -> Iterator[np.ndarray]:
+        "The overlay's frames; on the way each frame's masks go into `folder` and `coded`, and up to twelve small frames into `tiles`: every frame is read, every mask grown, once."
         wanted = set(np.linspace(0, self.frames - 1, min(self.frames, 12)).round().astype(int).tolist())
         height = max(1, round(width * self.size[0] / self.size[1]))
-        tiles = [resize_frames(frame[None], (height, width))[0] for t, frame in enumerate(self.overlay()) if t in wanted]
-        tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % min(columns, len(tiles)))
-        sheet = np.concatenate([np.concatenate(tiles[i:i + columns], 1) for i in range(0, len(tiles), columns)])
-        buffer = BytesIO()
-        Image.fromarray(sheet).save(buffer, "PNG")
-        write_bytes_atomic(path, buffer.getvalue())
+        for t, frame in enumerate(_frames_of(self.source)):
+            masks = self.frame_masks(t)
+            write_masks(folder / f"{t:05d}.png", numbered(masks))
+            for entry, mask in zip(coded, masks):
+                code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+                entry["segmentations"].append({"size": list(code["size"]), "counts": code["counts"].decode()})
+            drawn = painted(frame, masks)
+            if t in wanted:
+                tiles.append(resize_frames(drawn[None], (height, width))[0])
+            yield drawn
+
+
+def _save_sheet(path: Path, tiles: list[np.ndarray], columns: int = 4) -> None:
+    "A contact sheet of frames of one size."
+    tiles = tiles + [np.zeros_like(tiles[0])] * (-len(tiles) % min(columns, len(tiles)))
+    sheet = np.concatenate([np.concatenate(tiles[i:i + columns], 1) for i in range(0, len(tiles), columns)])
+    buffer = BytesIO()
+    Image.fromarray(sheet).save(buffer, "PNG")
+    write_bytes_atomic(path, buffer.getvalue())
 
 
 def numbered(masks: np.ndarray) -> np.ndarray:
@@ -313,8 +321,7 @@ class Segmenter:
         "Frames uint8 [T, H, W, 3] -> levels [1, T, C, h, w]."
         encoder = self.model.encoders()[0]
         small = resize_frames(frames, resized_size(*frames.shape[1:3], self.short, self.longest))
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (encoder.mean, encoder.std))
-        return self.model.encode_frames(((torch.from_numpy(small).permute(0, 3, 1, 2).float() / 255 - mean) / std)[None].to(self.device))
+        return self.model.encode_frames(_normalise(small, encoder.mean, encoder.std)[None].to(self.device))
 
     def _answer(self, frames: np.ndarray, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         "-> mask logits [N, T, h, w], where each sequence is visible bool [N, T], scores [N], embeddings [N, C]."

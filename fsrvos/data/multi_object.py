@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .corpus import Corpus, Expression, Video, lottery
-from .episodes import Clip, Episode, EpisodeDataset, EpisodeError, clip_windows, query_windows, single_object_expressions, support_manifest, support_windows
+from .episodes import Clip, Episode, EpisodeDataset, EpisodeError, query_windows, single_object_expressions, support_manifest
 from .sprites import COLOURS, CONFUSABLE
 
 # %% ../../nbs/data/04_multi_object.ipynb #38beb77b

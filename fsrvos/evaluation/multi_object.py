@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 from .metrics import contour_accuracy, region_similarity
-from .protocol import ModelPredictor, SupportState
+from .protocol import ModelPredictor, SupportState, _pad_words
 from ..models.linking import SequenceLinker, chunks_of
 from ..models.sequence_matching import SequenceSet, keep_sequences, sequence_iou, sequence_masks
 
@@ -95,8 +95,8 @@ class SequencePredictor(ModelPredictor):
         return [_joined(own, len(frames)) for own in parts]
 
     def _chunk(self, levels, states, words, size) -> list["_Part"]:
-        words, word_mask = _pad(words, self.device)
-        support_words, support_word_mask = _pad([s.words for s in states], self.device)
+        words, word_mask = _pad_words([w.to(self.device) for w in words])
+        support_words, support_word_mask = _pad_words([s.words for s in states])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             output = self.model.decode([level.expand(len(states), *level.shape) for level in levels], words, word_mask, [torch.stack(same) for same in zip(*(s.levels for s in states))],
                                        torch.stack([s.masks for s in states]), support_words, support_word_mask)
@@ -110,12 +110,6 @@ class _Part(Sequences):
     "The sequences of one chunk, with their embeddings [N, C]."
 
     embeddings: torch.Tensor
-
-
-def _pad(words: list[torch.Tensor], device) -> tuple[torch.Tensor, torch.Tensor]:
-    "Sentences [L, C] -> [B, L, C] and which are words."
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(w), dtype=torch.bool) for w in words], batch_first=True)
-    return torch.nn.utils.rnn.pad_sequence(words, batch_first=True).to(device), mask.to(device)
 
 
 def _joined(parts: list[tuple], length: int) -> Sequences:
