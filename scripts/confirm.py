@@ -1,0 +1,95 @@
+"""confirm.py [COMMIT]: results stay valid after a change of code that changes no number, if a sample of the study, run again, shows it.
+
+A change of code that results depend on makes all of them stale, also when it cannot change a number (a new option, a renamed variable). Two hours of the study need not be run again for that:
+
+    dvc repro --single-item curate features oracles pretrain@cma train@cma-1 evaluate@cma-1     # a sample: at least one item of every stage that is stale
+    python scripts/confirm.py                                                                  # against HEAD, or the commit named
+
+Everything that the sample made must equal what COMMIT holds: models and features bit for bit, numbers digit for digit (clocks apart). Then the results of the stages' other items
+get the new code's hash, with the hash of the code that did measure them beside it (`measured_with`), and DVC is told. Anything that differs is named, and nothing is changed."""
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from fsrvos.study import load_params, parse_cell, stage_provenance
+
+CLOCKS = ("seconds", "waiting", "provenance")
+KEPT_OUT = ("baseline", "report", "report_multi")  # cheap to run again, or made of the others
+
+
+def read_lock(text: str) -> dict[str, dict]:
+    "dvc.lock -> {item: {deps, outs: {path: md5}, params}}."
+    sums = lambda entries: {e["path"]: e["md5"] for e in entries or []}
+    return {name: {"deps": sums(s.get("deps")), "outs": sums(s.get("outs")), "params": s.get("params")} for name, s in yaml.safe_load(text)["stages"].items()}
+
+
+def without_clocks(path: str, text: str) -> object:
+    "What a result file says, without times and provenance."
+    if path.endswith(".csv"):
+        return [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(io.StringIO(text))]
+    return {k: v for k, v in json.loads(text).items() if k not in CLOCKS}
+
+
+def differences(item: str, before: dict, now: dict, old_text) -> list[str]:
+    "Outs of an item that was run again and are not what they were. Pictures and texts, which carry hashes, are left to the report."
+    found = []
+    for path, md5 in now["outs"].items():
+        if before["outs"].get(path) == md5:
+            continue
+        same = path.endswith((".json", ".csv")) and without_clocks(path, Path(path).read_text()) == without_clocks(path, old_text(path))
+        if not same and not path.endswith((".png", ".md")):
+            found.append(f"{item}: {path}")
+    return found
+
+
+def split(before: dict[str, dict], now: dict[str, dict], is_code) -> tuple[list[str], list[str]]:
+    "Items that were run again, and those of the same stages that were not. SystemExit where more than code differs, or nothing was run."
+    again = [i for i in now if i in before and now[i]["deps"] != before[i]["deps"] and i.split("@")[0] not in KEPT_OUT]
+    data = lambda deps: {p: m for p, m in deps.items() if not is_code(p)}
+    more = [i for i in again if now[i]["params"] != before[i]["params"] or data(now[i]["deps"]) != data(before[i]["deps"])]
+    if more:
+        sys.exit(f"{', '.join(more)}: parameters or data differ, too; run the study again")
+    if not again:
+        sys.exit("no item was run again: run a sample with dvc repro --single-item first (see the head of this file)")
+    stages = {i.split("@")[0] for i in again}
+    return again, [i for i in now if i.split("@")[0] in stages and i not in again]
+
+
+def restamp(text: str, code: str) -> str:
+    "The text of a result with another code hash; the hash that measured stays beside it."
+    first = re.search(r'"code":\s*"([0-9a-f]{16})"', text)[1]
+    kept = "" if '"measured_with"' in text else f', "measured_with": "{first}"'
+    return re.sub(r'("code":\s*)"[0-9a-f]{16}"', rf'\1"{code}"{kept}', text, count=1)
+
+
+def confirm(commit: str) -> None:
+    show = lambda path: subprocess.run(["git", "show", f"{commit}:{path}"], capture_output=True, text=True, check=True).stdout
+    before, now, params = read_lock(show("dvc.lock")), read_lock(Path("dvc.lock").read_text()), load_params()
+    again, others = split(before, now, lambda p: p.startswith(("fsrvos/", "nbs/", "kernels/")))
+    wrong = [line for i in again for line in differences(i, before[i], now[i], show)]
+    if wrong:
+        sys.exit("not the same numbers:\n  " + "\n  ".join(wrong))
+    print(f"the same, bit for bit: {', '.join(again)}")
+    for item in others:
+        stage, name = item.split("@")
+        provenance = stage_provenance(stage, params, name if stage == "pretrain" else parse_cell(name).method)
+        for path in (p for p in now[item]["outs"] if p.startswith("results/") and p.endswith(".json")):
+            text = Path(path).read_text()
+            made = json.loads(text).get("provenance")
+            if made is None:
+                continue
+            if (made["params"], made["data"]) != (provenance["params"], provenance["data"]):
+                sys.exit(f"{path}: made with other parameters or data; run {item} again")
+            Path(path).write_text(restamp(text, provenance["code"]))
+    subprocess.run(["dvc", "commit", "--force", *others], check=True)
+    print(f"confirmed: {', '.join(others)}")
+
+
+if __name__ == "__main__":
+    confirm(*sys.argv[1:2] or ["HEAD"])

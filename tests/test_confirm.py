@@ -1,0 +1,50 @@
+"Results that stay valid after a change of code: only if what was run again is the same, and never silently."
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+from confirm import differences, read_lock, restamp, split, without_clocks  # noqa: E402
+
+LOCK = """
+stages:
+  train@a-1: {deps: [{path: fsrvos/x.py, md5: 1}, {path: data/in, md5: d}], params: {params.yaml: {seed: 0}}, outs: [{path: data/models/a-1, md5: m}]}
+  train@a-2: {deps: [{path: fsrvos/x.py, md5: 1}, {path: data/in, md5: d}], params: {params.yaml: {seed: 0}}, outs: [{path: data/models/a-2, md5: m}]}
+  report: {deps: [{path: results, md5: r}], outs: []}
+"""
+is_code = lambda path: path.startswith("fsrvos/")
+
+
+def test_items_run_again_and_the_others():
+    before = read_lock(LOCK)
+    now = read_lock(LOCK.replace("md5: 1", "md5: 2", 1).replace("md5: r", "md5: s"))
+    assert split(before, now, is_code) == (["train@a-1"], ["train@a-2"])
+
+
+@pytest.mark.parametrize("old, new, told", [("seed: 0", "seed: 1", "parameters or data"), ("md5: d", "md5: e", "parameters or data"), ("", "", "no item was run again")])
+def test_more_than_code(old, new, told):
+    now = read_lock(LOCK.replace("md5: 1", "md5: 2", 1).replace(old, new, 1) if old else LOCK)
+    with pytest.raises(SystemExit, match=told):
+        split(read_lock(LOCK), now, is_code)
+
+
+def test_a_number_that_differs_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = {"r.json": '{"J": 0.5, "seconds": 3, "provenance": {"code": "a"}}', "c.csv": "step,seconds,loss\n0,1,2.5\n"}
+    now = {"outs": {"r.json": "1", "c.csv": "2", "data/m": "same", "p.png": "3"}}
+    before = {"outs": {"r.json": "9", "c.csv": "8", "data/m": "same", "p.png": "7"}}
+    Path("r.json").write_text('{"J": 0.5, "seconds": 9, "provenance": {"code": "b"}}')
+    Path("c.csv").write_text("step,seconds,loss\n0,7,2.5\n")
+    assert differences("train@a-1", before, now, texts.get) == []
+    Path("c.csv").write_text("step,seconds,loss\n0,7,2.6\n")
+    assert differences("train@a-1", before, {"outs": {**now["outs"], "data/m": "other"}}, texts.get) == ["train@a-1: c.csv", "train@a-1: data/m"]
+
+
+def test_the_hash_that_measured_stays():
+    text = '{"provenance": {\n "code": "0123456789abcdef", "params": "fedcba9876543210"}}'
+    once = restamp(text, "1" * 16)
+    assert json.loads(once)["provenance"] == {"code": "1" * 16, "measured_with": "0123456789abcdef", "params": "fedcba9876543210"}
+    assert json.loads(restamp(once, "2" * 16))["provenance"] == {"code": "2" * 16, "measured_with": "0123456789abcdef", "params": "fedcba9876543210"}
+    assert without_clocks("x.json", once) == {}
