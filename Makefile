@@ -1,9 +1,9 @@
 # Thin: each target is one or two commands; what they do is in scripts/, dvc.yaml and settings.ini.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# On 2 cores, each measured in one run with other work beside it: repro 63 minutes, setup included; then study 66 more.
+# On 2 cores, measured with other work beside it: repro 63 minutes, setup included; then study 66 more, and 45 for any number of objects.
 REPRO_NEEDS = about 65 minutes on 2 cores and 6 GB of disk
-STUDY_NEEDS = about 2 hours and 15 minutes on 2 cores and 6 GB of disk
+STUDY_NEEDS = about 3 hours on 2 cores and 6 GB of disk
 
 .PHONY: repro study smoke test demo docs lab setup announce-repro announce-study
 .NOTPARALLEL:

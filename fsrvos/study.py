@@ -28,9 +28,9 @@ class StudyError(ValueError):
 
 # %% ../nbs/00_study.ipynb #423e5711
 SIZES = ("smoke", "cpu", "gpu", "paper")
-SECTIONS = ("size", "seed", "synthesis", "curation", "features", "model", "methods", "pretrain", "train", "evaluate",
-            "cells", "training_free_cells")
-FREE = ("methods", "cells", "training_free_cells")     # an override replaces these as a whole
+SECTIONS = ("size", "seed", "synthesis", "curation", "features", "model", "methods", "pretrain", "train", "multi", "evaluate",
+            "cells", "training_free_cells", "multi_cells")
+FREE = ("methods", "cells", "training_free_cells", "multi_cells")     # an override replaces these as a whole
 
 # %% ../nbs/00_study.ipynb #7825b0fd
 def deep_merge(base: dict,            # the defaults
@@ -98,15 +98,20 @@ def parse_cell(cell: str # `<method>-<fold>` or `<method>-<fold>-s<seed>`
 
 # %% ../nbs/00_study.ipynb #b9f58604
 def _check_cells(params: dict) -> None:
-    "Every cell must have a fold, a method that `methods` describes, and, when trained, a pretraining of that method."
-    cells, n_folds = params["cells"], params["curation"]["n_folds"]
-    for cell in [*cells, *params["training_free_cells"]]:
+    "Every cell must have a fold, a method that `methods` describes, and, when trained, a pretraining of that method, or for several objects a cell of its fold."
+    cells, several, n_folds = params["cells"], params["multi_cells"], params["curation"]["n_folds"]
+    for cell in [*cells, *params["training_free_cells"], *several]:
         method, fold, _ = parse_cell(cell)
         if method not in params["methods"]: raise StudyError(f"cells: '{cell}': no method '{method}' in methods{_suggest(method, params['methods'])}")
         if fold > n_folds: raise StudyError(f"cells: '{cell}': there are {n_folds} folds")
     for cell, method in cells.items():
         if parse_cell(cell).method != method: raise StudyError(f"cells: '{cell}: {method}' must name the cell's own method, {parse_cell(cell).method}")
         if method not in params["pretrain"]["methods"]: raise StudyError(f"pretrain.methods lacks '{method}', which the cell '{cell}' starts from")
+    for cell, item in several.items():
+        method, fold, _ = parse_cell(cell)
+        if item.get("method") != method: raise StudyError(f"multi_cells: '{cell}' must name the cell's own method, {method}")
+        if item.get("base") not in cells: raise StudyError(f"multi_cells: '{cell}' starts from '{item.get('base')}', which is none of the cells")
+        if parse_cell(item["base"]).fold != fold: raise StudyError(f"multi_cells: '{cell}' starts from '{item['base']}', which is of another fold and has seen its test classes")
 
 # %% ../nbs/00_study.ipynb #fe24fac6
 def method_config(params: dict, # from `load_params`

@@ -4,9 +4,8 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
-
-from fsrvos.models.fsrvos import FSRVOSModel
+from fsrvos.apps.segment import load_model
+from fsrvos.evaluation.multi_object import load_records, summary
 from fsrvos.study import parse_cell
 
 CARD = """# {name}
@@ -20,30 +19,47 @@ flat, outlined shapes. It is here so that `fsrvos segment`, `fsrvos demo` and th
 | what | `{cell}` of the study: method `{method}`, fold {fold}, size `cpu`; the trained part, {parameters:.2f} million parameters in half precision; the encoders come from their packages |
 | trained on | the rendered pretraining corpus and the {train} training classes of fold {fold} |
 | not trained on | {test} |
-| score | J&F {JF:.1f} (95 % over videos: {low:.1f} to {high:.1f}) on those classes: {runs} support draws, {queries} queries, tolerance {bound_th} |
-| needs its inputs | J&F on the first draw: {swaps} |
+{scores}
 | code, parameters, data | {hashes} |
 | for | trying the program out, teaching, tests |
 | licence | Apache-2.0; the clips are drawn from OpenMoji (CC BY-SA 4.0) |
 """
 
 
+SINGLE = """| score | J&F {JF:.1f} (95 % over videos: {JF_low:.1f} to {JF_high:.1f}) on those classes: {runs} support draws, {queries} queries, tolerance {bound_th} |
+| needs its inputs | J&F on the first draw: {swaps} |"""
+MULTI = """| score | J&F of the union on those classes: {by_targets}; tolerance {bound_th} |
+| instances | F1 at IoU 0.5 {F1:.1f}, right number of objects {count:.1f} %, "nothing" said where nothing is meant {none:.1f} % |"""
+
+
+def single_scores(cell: str) -> str:
+    result = json.loads(Path(f"results/evaluate/{cell}.json").read_text())
+    found = result["summary"]
+    swaps = ", ".join(f"{k.replace('_', ' ')} {100 * v['JF']:.0f}" for k, v in found["per_swap"].items())
+    return SINGLE.format(**{k: 100 * v for k, v in found["frame_weighted"].items() if v is not None}, runs=found["runs"], queries=found["queries"], bound_th=found["bound_th"], swaps=swaps)
+
+
+def multi_scores(cell: str) -> str:
+    info, records = load_records(f"results/multi/{cell}.json")
+    found = summary([r for r in records if r["choice"] == "ism"])
+    named = {"0": "nothing meant", "1": "one", "2": "two", "3+": "three or more"}
+    by_targets = ", ".join(f"{text} {100 * found[g]['JF']:.1f} ({found[g]['queries']} queries)" for g, text in named.items() if g in found)
+    return MULTI.format(by_targets=by_targets, bound_th=info["bound_th"], F1=100 * found["all"]["F1"], count=100 * found["all"]["count"], none=100 * found["0"]["no_target"])
+
+
 def main(cell: str, name: str) -> None:
     out, scratch = Path("weights") / name, Path("weights") / f".{name}.partial"
-    result, trained = (json.loads(Path(f"results/{stage}/{cell}.json").read_text()) for stage in ("evaluate", "train"))
+    several = Path(f"results/multi/{cell}.json").exists()
+    trained = json.loads(Path(f"results/{'multi_train' if several else 'train'}/{cell}.json").read_text())
     method, fold, _ = parse_cell(cell)
     folds = json.loads(Path("data/curated/folds.json").read_text())[str(fold)]
-    model = FSRVOSModel.from_pretrained(f"data/models/{cell}", dtype=torch.float32)
+    model = load_model(f"data/{'multi' if several else 'models'}/{cell}")
     count = sum(p.numel() for p in model.parameters()) / 1e6
     shutil.rmtree(scratch, ignore_errors=True)
     model.half().save_pretrained(scratch)
-    summary = result["summary"]
-    score = {k: 100 * v for k, v in summary["frame_weighted"].items() if v is not None}
-    swaps = ", ".join(f"{k.replace('_', ' ')} {100 * v['JF']:.0f}" for k, v in summary["per_swap"].items())
     (scratch / "README.md").write_text(CARD.format(
-        name=name, cell=cell, method=method, fold=fold, parameters=count, train=len(folds["train"]), test=", ".join(c.replace("_", " ") for c in folds["test"]), JF=score["JF"], low=score["JF_low"],
-        high=score["JF_high"], runs=summary["runs"], queries=summary["queries"], bound_th=summary["bound_th"], swaps=swaps,
-        hashes=", ".join(f"`{trained['provenance'][k]}`" for k in ("code", "params", "data"))))
+        name=name, cell=cell, method=method, fold=fold, parameters=count, train=len(folds["train"]), test=", ".join(c.replace("_", " ") for c in folds["test"]),
+        scores=(multi_scores if several else single_scores)(cell), hashes=", ".join(f"`{trained['provenance'][k]}`" for k in ("code", "params", "data"))))
     shutil.rmtree(out, ignore_errors=True)
     scratch.rename(out)
     print(f"{out}: {sum(f.stat().st_size for f in out.iterdir()) / 2 ** 20:.1f} MB")

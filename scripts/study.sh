@@ -22,7 +22,11 @@ select_items pretrain | side_by_side 'pretrain@{}'
 select_items train    | side_by_side 'train@{}' 'evaluate@{}'
 select_items baseline | side_by_side 'baseline@{}'
 dvc repro --single-item report
-
 cat reports/table1.md
+if [ -n "$(select_items train_multi)" ]; then
+    select_items train_multi | side_by_side 'train_multi@{}' 'evaluate_multi@{}'
+    dvc repro --single-item report_multi
+    cat reports/table5.md
+fi
 echo
 echo "figures and tables: reports/    executed notebooks: runs/"

@@ -9,7 +9,7 @@ import pytest
 from fsrvos.apps.cli import examine, main
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("synthesize", "curate", "train", "evaluate", "report", "segment", "adapt", "demo", "convert-weights", "dry-run", "doctor")
+COMMANDS = ("synthesize", "curate", "train", "evaluate", "report", "segment", "adapt", "demo", "import-corpus", "convert-weights", "dry-run", "doctor")
 
 
 @pytest.fixture
@@ -49,6 +49,8 @@ def test_it_runs_as_a_program():
 @pytest.mark.parametrize("argv, complaint", [
     (["train", "prototype-1"], "no trained cell 'prototype-1'"),
     (["evaluate", "cma"], "no cell 'cma'"),
+    (["evaluate", "--task", "multi", "cma-1"], "no cell 'cma-1' of task multi; known: ism-1"),
+    (["evaluate", "--task", "any"], "any"),
     (["report"], "no results yet"),
     (["curate"], "data/embedded/raw"),
     (["curate", "--check", "--raw", "nowhere"], "nowhere"),

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fsrvos.data.episodes import collate
+from fsrvos.training.losses import Criterion
 from fsrvos.training.loop import TrainError, TrainSettings, epoch_order, forward, learning_rate, train
 from tests.toy import ToyEpisodes, ToyModel
 
@@ -186,6 +187,25 @@ def test_pixels_and_token_ids_are_encoded_first():
     call = model.calls[0]
     assert call["words"].shape == (3, 2, 3) and call["query_levels"][0].shape == (3, 2, 3, 8, 12)
     assert call["query_padding"] is None and call["query_sizes"] is None
+
+
+def test_queries_that_start_from_the_sentence_are_given_it():
+    model = ToyModel()
+    batch = collate([ToyEpisodes(pixels=True)[i] for i in range(3)])
+    forward(model, batch)
+    assert "sentence" not in model.calls[0]
+    model.config.anchor_queries = False
+    model.encode_sentence = lambda ids, mask: ids.float() * mask
+    forward(model, batch)
+    assert torch.equal(model.calls[1]["sentence"], batch.words.float() * batch.word_mask)
+
+
+def test_another_criterion(tmp_path):
+    class Doubled(Criterion):
+        def total(self, losses): return 2 * super().total(losses)
+    settings = changed(epochs=1)
+    plain, doubled = (train(ToyModel(), ToyEpisodes(), settings, tmp_path / c.__name__, criterion=c) for c in (Criterion, Doubled))
+    assert float(rows(doubled.history)[0]["total"]) == pytest.approx(2 * float(rows(plain.history)[0]["total"]))
 
 
 def test_padded_batches_say_how_large_each_clip_is():

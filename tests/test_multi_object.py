@@ -10,13 +10,16 @@ import torch.nn.functional as F
 from fsrvos.data.adapters import mevis_to_corpus
 from fsrvos.data.corpus import CorpusError, write_frame
 from fsrvos.data.episodes import EpisodeError, collate, support_manifest
-from fsrvos.data.multi_object import MultiObjectEpisodes, known_colours, multi_manifest
-from fsrvos.evaluation.multi_object import SequencePredictor, best_sequence, best_threshold, by_frame, by_similarity, evaluate_multi, oracle, summary, sweep
-from fsrvos.evaluation.protocol import encode_masks
+from fsrvos.data.multi_object import MultiObjectEpisodes, hold_out, known_colours, multi_manifest
+from fsrvos.evaluation.multi_object import (SequencePredictor, best_sequence, best_row, by_frame, by_similarity, evaluate_multi, load_records, measure,
+                                              multi_examples, oracle, save_records, summary, sweep)
+from fsrvos.evaluation.multi_report import load_multi, write_multi_report
+from fsrvos.evaluation.protocol import ModelPredictor, encode_masks, make_query
+from fsrvos.evaluation.report import ReportError
 from fsrvos.models.encoders import FeatureStore
 from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
-from fsrvos.models.linking import SequenceLinker, chunks_of
-from fsrvos.models.sequence_matching import SequenceMatchingConfig, SequenceMatchingModel, SequenceOutput, keep_sequences
+from fsrvos.models.linking import SequenceLinker, chunks_of, keep_sequences
+from fsrvos.models.sequence_matching import SequenceMatchingConfig, SequenceMatchingModel, SequenceOutput, rule_of
 from fsrvos.training.loop import forward
 from fsrvos.training.sequence_losses import SequenceCriterion, gather_any
 
@@ -29,7 +32,7 @@ def random_output(n=6, t=2, layers=2, b=2, seed=0):
     rng = torch.Generator().manual_seed(seed)
     draw = lambda *s: torch.randn(*s, generator=rng)
     layer = lambda: dict(pred_logits=draw(b, t, n, 1), pred_boxes=draw(b, t, n, 4).sigmoid(), pred_masks=draw(b, t, n, 8, 12))
-    return SequenceOutput(**layer(), aux_outputs=[layer() for _ in range(layers - 1)], similarity_logits=draw(layers, b, n), visibility_logits=draw(layers, b, t, n))
+    return SequenceOutput(**layer(), aux_outputs=[layer() for _ in range(layers - 1)], similarity_logits=draw(layers, b, n), presence_logits=draw(layers, b), visibility_logits=draw(layers, b, t, n))
 
 
 def random_target(m, t=2, seed=0, referred=None):
@@ -48,20 +51,14 @@ def criterion(**options):
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3), (1, 3), (3, 3)])
 def test_batches_with_any_numbers_of_objects(counts):
     output = random_output()
-    output.similarity_logits.requires_grad_()
+    output.similarity_logits.requires_grad_(), output.presence_logits.requires_grad_()
     losses = criterion()(output, [random_target(m) for m in counts])
-    assert {"loss_similarity", "loss_visibility", "loss_ce", "loss_mask_0"} <= set(losses)
+    assert {"loss_similarity", "loss_presence", "loss_visibility", "loss_ce", "loss_mask_0"} <= set(losses)
     total = criterion().total(losses)
     assert torch.isfinite(total)
     total.backward()
-    assert output.similarity_logits.grad.abs().sum() > 0
-
-
-def test_a_clip_with_nothing_annotated_pushes_every_similarity_down():
-    output = random_output(b=1)
-    output.similarity_logits.requires_grad_()
-    criterion()(output, [random_target(0)])["loss_similarity"].backward()
-    assert (output.similarity_logits.grad > 0).all()
+    assert [bool(g.any()) for g in output.similarity_logits.grad.abs().sum((0, 2))] == [m > 0 for m in counts], "which is meant is asked only where something is"
+    assert [bool((g > 0).all()) for g in output.presence_logits.grad.T] == [m == 0 for m in counts]
 
 
 def test_objects_that_are_not_meant_teach_masks_but_not_the_sentence():
@@ -86,7 +83,7 @@ def test_perfect_and_wrong_similarities():
     boxes = F.pad(target["boxes"], (0, 0, 0, 0, 0, 2), value=.5).transpose(0, 1)
 
     def loss(similarity):
-        output = SequenceOutput(pred_logits=torch.zeros(1, 2, 5, 1), pred_boxes=boxes[None], pred_masks=sharp[None], aux_outputs=[], similarity_logits=torch.tensor([[similarity]]),
+        output = SequenceOutput(pred_logits=torch.zeros(1, 2, 5, 1), pred_boxes=boxes[None], pred_masks=sharp[None], aux_outputs=[], similarity_logits=torch.tensor([[similarity]]), presence_logits=torch.zeros(1, 1),
                                 visibility_logits=torch.zeros(1, 1, 2, 5))
         return float(criterion()(output, [target])["loss_similarity"])
     assert loss([9., -9., 9., -9., -9.]) < .01 < 1 < loss([9., 9., 9., -9., -9.]) and loss([-9., -9., 9., -9., -9.]) > 1
@@ -123,13 +120,25 @@ def test_a_training_step_with_several_one_and_none(tiny, model):
     assert [int(t["referred"].sum()) for t in batch.targets] == [2, 0, 1]
     model.train()
     output = forward(model, batch)
-    assert output.similarity_logits.shape == (2, 3, 8) and output.other_similarity.shape == (2, 3, 2, 8) and output.evidence is None
+    assert output.similarity_logits.shape == (2, 3, 8) and output.other_similarity.shape == (2, 3, 2, 8) and output.other_presence.shape == (2, 3, 2) and output.evidence is None
+    assert output.scores().shape == (3, 8) and output.presence().shape == (3,)
     loss = SequenceCriterion(model.config)
     losses = loss(output, batch.targets)
     loss.total(losses).backward()
-    assert {"loss_similarity", "loss_visibility", "loss_otherseq", "loss_other", "loss_metric", "loss_dense"} <= set(losses)
+    assert {"loss_similarity", "loss_presence", "loss_visibility", "loss_otherseq", "loss_otherpresence", "loss_other", "loss_metric", "loss_dense"} <= set(losses)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.matcher.parameters())
     model.zero_grad()
+
+
+def test_further_sentences_fit_and_do_not(tiny):
+    "Wording alone must not say which: in turn one that fits and one that fits nothing, several objects among both."
+    corpus, source = tiny
+    data = MultiObjectEpisodes(corpus, ["cat", "dog", "bus"], shares=dict(one=1), source=source, frames=3, shots=2, episodes_per_class=6, other_sentences=6)
+    counts = np.array([data[i].other_referred.sum(1).tolist() for i in range(len(data))])
+    assert (counts[:, 0] == 1).all() and (counts[:, 1] == 0).all() and (counts[:, 5] > 0).all() and 2 in counts[:, 4]
+    said = {e.text for i in range(len(data)) for e in data._other_expressions(data.episode(i).query, (1,), np.random.default_rng(i)) if not e.object_ids}
+    plural = {e.text for v in corpus.videos.values() for e in v.expressions if len(e.object_ids) > 1}
+    assert said & plural and said - plural
 
 
 def test_a_saved_model_answers_the_same(tiny, model, tmp_path):
@@ -196,10 +205,64 @@ def test_evaluation_and_sweep(tiny, model):
     by_choice = {name: summary([r for r in records if r["choice"] == name]) for name in choices}
     assert by_choice["oracle"]["0"]["no_target"] == 1 and by_choice["argmax"]["0"]["no_target"] == 0
     assert by_choice["oracle"]["2+"]["count"] == 1 and by_choice["argmax"]["2+"]["count"] == 0
-    rows = sweep(SequencePredictor(model), corpus, source, manifest, [0, .2, .5, 1], progress=False)
-    assert rows[-1]["no_target"] == 1 and rows[-1]["recall"] == 0 and best_threshold(rows) in (0, .2, .5, 1)
-    found = [row["recall"] for row in rows]
-    assert found == sorted(found, reverse=True)
+    swept = sweep(SequencePredictor(model), corpus, source, manifest, [0, .2, .5, 1], [-1, .5, 1], progress=False)
+    assert list(swept) == ["sequence", "frame"] and len(swept["sequence"]) == 12 and len(swept["frame"]) == 4
+    always = [row for row in swept["sequence"] if row["presence"] == -1]
+    found = [row["recall"] for row in always]
+    assert found == sorted(found, reverse=True) and all(row["no_target"] == 0 for row in always)
+    assert all(row["no_target"] == 1 and row["recall"] == 0 for row in swept["sequence"] if row["presence"] == 1)
+    same = next(row for row in swept["sequence"] if (row["threshold"], row["presence"]) == (.2, .5))
+    assert same["meant"] == pytest.approx(np.mean([by_choice["ism"][g]["JF"] for g in ("1", "2+")])) and best_row(swept["sequence"])["meant"] >= max(r["meant"] for r in swept["sequence"]) - .01
+
+
+def test_a_single_object_model_is_asked_in_the_same_way(tiny, model):
+    corpus, source = tiny
+    manifest = multi_manifest(corpus, ["cat", "dog"], runs=1, shots=2, max_queries=9)
+    single = FSRVOSModel(FSRVOSConfig.from_preset("tiny", similarity_prior=True, referring_head="look")).eval()
+    records = evaluate_multi(SequencePredictor(single), corpus, source, manifest, {"argmax": best_sequence}, progress=False)
+    state = SequencePredictor(single).encode_support(source, manifest["runs"][0]["support"]["cat"])
+    one = next(q for q in manifest["runs"][0]["queries"] if q["class"] == "cat" and len(q["object_ids"]) == 1)
+    query = make_query(corpus, one["video"], one["expression_id"])
+    answer = ModelPredictor(single).predict_batch([state], source, [query])[0]
+    truth = corpus.read_masks(one["video"], query.frames, one["object_ids"])
+    record = next(r for r in records if (r["video"], r["text"]) == (one["video"], one["text"]))
+    assert record["J"] == pytest.approx(measure(answer.masks[None], truth, .008)["J"]) and {r["found"] for r in records} == {1}
+
+
+def test_videos_that_are_held_out(tiny):
+    corpus, _ = tiny
+    learn, apart = hold_out(corpus, ["cat", "dog"], 2)
+    assert {len(v) for v in apart.videos_by_class.values()} == {2} and not set(learn.videos) & set(apart.videos)
+    assert set(learn.videos_by_class) == {"cat", "dog"} and hold_out(corpus, ["cat", "dog"], 2, seed=1)[1].videos.keys() != apart.videos.keys()
+    for each in (1, 99):
+        with pytest.raises(EpisodeError, match=f"of which {each} are to be held out"):
+            hold_out(corpus, ["cat"], each)
+
+
+def test_the_report(tiny, model, tmp_path):
+    corpus, source = tiny
+    manifest = multi_manifest(corpus, ["cat", "dog"], runs=1, shots=2, max_queries=9)
+    predictor, ways = SequencePredictor(model), {"ism": by_similarity(.2, .3), "argmax": best_sequence, "oracle": oracle}
+    records = evaluate_multi(predictor, corpus, source, manifest, ways, progress=False)
+    hashes = {"code": "c", "params": "p", "data": "d"}
+    examples = multi_examples(predictor, corpus, source, manifest, records, ways["ism"])
+    assert examples and all(len(e["masks"]) == e["found"] for e in examples)
+    save_records(tmp_path / "multi/ism-1.json", manifest, records, {"cell": "ism-1", "thresholds": {"sequence": .2, "presence": .3, "frame": .5}, "examples": examples, "provenance": hashes})
+    swept = sweep(predictor, corpus, source, manifest, [.1, .2], [.3, .5], progress=False)
+    files = write_multi_report(load_multi(tmp_path / "multi"), tmp_path / "reports", provenance=hashes, sweeps={"ism-1": swept}, corpus=corpus)
+    assert [f.name for f in files] == ["table5.md", "table5.json", "multi_sweep.png", "multi_examples.png"] and all(f.stat().st_size for f in files)
+    text = (tmp_path / "reports/table5.md").read_text()
+    assert text.startswith("# Table 5") and "it starts from): 0.2 / 0.3" in text and "ism-1: code c" in text
+    rows = {r["choice"]: r for r in json.loads((tmp_path / "reports/table5.json").read_text())["records"] if r["targets"] == "all" and r["fold"] == "mean"}
+    assert rows["oracle"]["count"] == 1 and rows["ism"]["queries"] == len(manifest["runs"][0]["queries"])
+    with pytest.raises(ReportError, match="no results for any number of objects"):
+        load_multi(tmp_path / "nowhere")
+
+
+def test_a_broken_result_is_named(tmp_path):
+    (tmp_path / "ism-1.json").write_text('{"manifest": "gone.json", "answers": {}}')
+    with pytest.raises(ValueError, match=r"ism-1.json: no results .*evaluate_multi again"):
+        load_records(tmp_path / "ism-1.json")
 
 
 def test_chunks_give_the_whole_clip(tiny, model):
@@ -218,6 +281,14 @@ def test_the_higher_the_threshold_the_fewer_are_kept():
     scores, masks = torch.rand(12, generator=rng), torch.rand(12, 3, 8, 8, generator=rng) > .5
     counts = [len(keep_sequences(scores, masks, s / 50)) for s in range(51)]
     assert counts == sorted(counts, reverse=True) and counts[0] == 12 and counts[-1] == 0
+
+
+def test_presence_decides_alone_whether_anything_is_kept():
+    ask = lambda presence, **o: rule_of(presence, SequenceMatchingConfig(referring_head="look", threshold=.6, presence_threshold=.5, **o))
+    scores, masks = torch.tensor([.2, .4]), torch.eye(2, dtype=torch.bool)[:, None, :, None].expand(2, 3, 2, 2)
+    assert len(keep_sequences(scores, masks, **ask(.5))) == 0, "nothing is meant"
+    assert keep_sequences(scores, masks, **ask(.51)).queries.tolist() == [1], "something is: the best, though it is below σ"
+    assert keep_sequences(scores, masks, **ask(.1, allow_none=False)).queries.tolist() == [1], "the switch"
 
 
 def test_nothing_kept_is_a_valid_answer():

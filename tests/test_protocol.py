@@ -8,6 +8,7 @@ import torch
 
 from fsrvos.evaluation import protocol
 from fsrvos.evaluation.metrics import contour_accuracy, region_similarity
+from fsrvos.models.fsrvos import FSRVOSOutput
 from fsrvos.evaluation.protocol import (SWAPS, Evaluation, ModelPredictor, Prediction, ProtocolError, answer_cases, bootstrap,
                                         breakdown, check_manifest, decode_masks, difficulty, evaluate, make_query, manifest_path, run_means)
 
@@ -183,21 +184,12 @@ class ToyModel(torch.nn.Module):
         self.batches.append(len(words))
         said = (words[..., 0] * word_mask).sum(1) + (support_words[..., 0] * support_word_mask).sum(1)
         seen = (support[0].mean((1, 2, 3, 4)) + support_masks.mean((1, 2, 3)) + said / 50)[:, None, None, None]
-        return {"masks": query[0].mean(2) - seen * self.weight, "score": query[0].mean((1, 2, 3, 4)) + said}
+        first = query[0].mean(2) - seen * self.weight                                               # [B, T, h, w]
+        score = (query[0].mean((2, 3, 4)) + said[:, None])[..., None]                               # [B, T, 1]
+        return FSRVOSOutput(pred_masks=torch.stack([first, -first], 2), pred_logits=torch.stack([score, score - 1], 2))
 
 
-@pytest.fixture
-def toy_select(monkeypatch):
-    import sys
-    import types
-
-    def select(output, size):
-        masks = torch.nn.functional.interpolate(output["masks"], size, mode="bilinear") > 0
-        return masks, output["score"], torch.zeros(len(masks))
-    monkeypatch.setitem(sys.modules, "fsrvos.models.fsrvos", types.SimpleNamespace(select=select))
-
-
-def test_model_predictor_does_not_depend_on_batching(corpus, manifest, toy_select):
+def test_model_predictor_does_not_depend_on_batching(corpus, manifest):
     results = [evaluate(ModelPredictor(ToyModel(), clips=clips), corpus, Source(corpus), manifest, swaps=SWAPS, progress=False) for clips in (1, 4, 5)]
     assert 0.01 < np.mean([r["area_pred"] for r in results[0].records]) < 0.99
     for other in results[1:]:
@@ -205,9 +197,9 @@ def test_model_predictor_does_not_depend_on_batching(corpus, manifest, toy_selec
             assert a == pytest.approx(b, abs=1e-5)
 
 
-def test_model_predictor_chunks_and_batches(corpus, manifest, toy_select):
+def test_model_predictor_chunks_and_batches(corpus, manifest):
     model = ToyModel()
-    predictor = ModelPredictor(model, chunk=4, clips=3)
+    predictor = ModelPredictor(model, chunk=4, overlap=1, clips=3)
     source = Source(corpus)
     supports = manifest["runs"][0]["support"]
     states = [predictor.encode_support(source, supports[name]) for name in ("cat", "dog", "cat", "bus")]
@@ -219,7 +211,34 @@ def test_model_predictor_chunks_and_batches(corpus, manifest, toy_select):
     assert answers[2].score == pytest.approx(alone.score)
 
 
-def test_supports_of_different_length_do_not_share_a_batch(corpus, manifest, toy_select):
+class Restless(torch.nn.Module):
+    "Two objects, left and right; which of two queries shows which, and which is surer, changes from call to call."
+
+    def __init__(self, surer):
+        super().__init__()
+        self.surer, self.calls = surer, 0
+
+    def decode(self, query, words, *others):
+        b, t, _, h, w = query[0].shape
+        side = torch.where(torch.arange(w) < w // 2, 1.0, -1.0).expand(b, t, h, w)
+        right_first, surer = self.calls % 2, self.surer[self.calls]
+        self.calls += 1
+        masks = torch.stack([-side, side] if right_first else [side, -side], 2)
+        scores = [2.0 if ("right" if (right_first == (q == 0)) else "left") == surer else 0.0 for q in (0, 1)]
+        return FSRVOSOutput(pred_masks=masks, pred_logits=torch.tensor(scores).view(1, 1, 2, 1).expand(b, t, 2, 1))
+
+
+def test_one_object_answers_for_the_whole_video(corpus, manifest):
+    "Neither the query nor the chunk decides: the left object is surer in two of three chunks, and its query changes."
+    source, support = Source(corpus), manifest["runs"][0]["support"]["cat"]
+    predictor = ModelPredictor(Restless(["left", "right", "left"]), chunk=3, overlap=1)
+    query = make_query(corpus, "cat_1", "0")
+    assert len(query.frames) == 6                                          # chunks 0-2, 2-4, 4-5
+    answer = predictor.predict_batch([predictor.encode_support(source, support)], source, [query])[0]
+    assert answer.masks[:, :, :20].all() and not answer.masks[:, :, 28:].any() and .5 < answer.score < .88
+
+
+def test_supports_of_different_length_do_not_share_a_batch(corpus, manifest):
     predictor, source = ModelPredictor(ToyModel()), Source(corpus)
     support = manifest["runs"][0]["support"]["cat"]
     states = [predictor.encode_support(source, {**support, "frames": support["frames"][:k]}) for k in (3, 1, 3)]

@@ -1,4 +1,5 @@
 "The study's own files: parameters, cells, provenance, and whether what is committed still shows what is there."
+import json
 import re
 from configparser import ConfigParser
 from pathlib import Path
@@ -68,6 +69,9 @@ def test_controls_and_ablations_train_like_their_method():
     (lambda raw: raw["cells"].update({"magic-1": "magic"}), "no method 'magic'"),
     (lambda raw: raw["pretrain"]["methods"].remove("cma"), "pretrain.methods lacks 'cma'"),
     (lambda raw: raw["training_free_cells"].append("prototype"), "'prototype' is no cell"),
+    (lambda raw: raw["multi_cells"]["ism-1"].update(base="cma_plus-9"), "starts from 'cma_plus-9', which is none of the cells"),
+    (lambda raw: raw["multi_cells"]["ism-1"].update(base="cma_plus-2"), "of another fold"),
+    (lambda raw: raw["multi_cells"]["ism-1"].update(method="cma"), "must name the cell's own method"),
 ])
 def test_bad_parameters_are_one_clear_error(tmp_path, edit, complaint):
     path = edited(tmp_path, edit)
@@ -90,6 +94,7 @@ def test_the_study_has_the_cells_of_the_issue():
     for method in ("cma", "cma_plus", "language-only", "support-only", "prototype"): assert folds[method] == [1, 2, 3, 4]
     assert folds["cma_self"] == folds["cma_none"] == [1]
     assert {"cma_plus-1", "cma_plus-1-s1", "cma_plus-1-s2"} <= set(params["cells"])
+    assert {f"ism-{fold}" for fold in folds["cma_plus"]} | {"ism_referred-1"} == set(params["multi_cells"])
 
 
 def test_a_smaller_size_changes_the_cells_that_dvc_sees(tmp_path):
@@ -132,3 +137,15 @@ def test_the_committed_report_is_not_stale():
     assert stale("reports", stage_provenance("report", params)) == []
     made_by = lambda cell: stage_provenance("evaluate" if cell in params["cells"] else "baseline", params, parse_cell(cell).method)
     assert stale_cells(load_evaluations("results/evaluate"), made_by) == []
+
+
+@pytest.mark.skipif(not (ROOT / "reports/table5.json").exists(), reason="no committed report")
+def test_the_committed_table_5_is_not_stale():
+    from fsrvos.evaluation.multi_report import load_multi, table5
+    params, results = load_params(), load_multi("results/multi")
+    hashes = lambda made: {k: made[k] for k in ("code", "params", "data")}
+    assert set(results) == set(params["multi_cells"])
+    for cell, (info, _) in results.items():
+        assert hashes(info["provenance"]) == hashes(stage_provenance("evaluate_multi", params, parse_cell(cell).method)), cell
+    report = json.loads((ROOT / "reports/table5.json").read_text())
+    assert hashes(report["made_by"]) == hashes(stage_provenance("report_multi", params)) and report["records"] == json.loads(json.dumps(table5(results)))

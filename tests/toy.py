@@ -43,7 +43,7 @@ class ToyModel(nn.Module):
     def __init__(self, seed=0, queries=2, size=(8, 12)):
         super().__init__()
         torch.manual_seed(seed)
-        self.config = SimpleNamespace(queries=queries)
+        self.config = SimpleNamespace(queries=queries, anchor_queries=True)
         self.queries, self.size, self.calls = queries, size, []
         self.frozen = nn.Linear(3, 3).requires_grad_(False)
         self.masks, self.rest = nn.Linear(3, queries * size[0] * size[1]), nn.Linear(3, queries * 5)
@@ -56,8 +56,8 @@ class ToyModel(nn.Module):
         return torch.nn.functional.one_hot(ids, 3).float() * mask.unsqueeze(-1)
 
     def decode(self, query_levels, words, word_mask, support_levels, support_masks, support_words, support_word_mask,
-               query_padding=None, query_sizes=None):
-        self.calls.append(dict(words=words, query_levels=query_levels, query_padding=query_padding, query_sizes=query_sizes))
+               query_padding=None, query_sizes=None, **others):
+        self.calls.append(dict(words=words, query_levels=query_levels, query_padding=query_padding, query_sizes=query_sizes, **others))
         batch, frames = query_levels[0].shape[:2]
         words = self.dropout(self.frozen(words[:, 0]) * 0 + words[:, 0])
         rest = self.rest(words).view(batch, 1, self.queries, 5).expand(-1, frames, -1, -1)

@@ -29,7 +29,7 @@ from ..data.video import Video, read_image, read_mask, write_video
 from ..models.encoders import _normalise
 from ..models.fsrvos import FSRVOSModel
 from ..models.linking import SequenceLinker
-from ..models.sequence_matching import SequenceMatchingModel
+from ..models.sequence_matching import SequenceMatchingModel, rule_of
 
 
 class SegmentError(ValueError):
@@ -295,20 +295,21 @@ class Segmenter:
             raise SegmentError("no support yet; call support(frames, masks, expression) first")
         words = self._words(expression, "sentence")
         source = video if isinstance(video, np.ndarray) else Video(video)
-        linker, kept, total = SequenceLinker(self.overlap), [], 0
+        linker, kept, total, presence = SequenceLinker.of_queries(self.overlap) if self.single else SequenceLinker(self.overlap), [], 0, 0.0
         with tqdm(desc="segment", unit="frame", disable=not progress) as bar:
             for start, frames in windows(source, self.chunk, self.overlap):
-                logits, gates, scores, embeddings = self._answer(frames, *words)
+                logits, gates, scores, embeddings, present = self._answer(frames, *words)
                 owners = linker.add((logits > 0) & gates[..., None, None], scores, embeddings)
                 self._keep(kept, owners, logits, gates, start)
+                presence = max(presence, present)   # what is meant in one chunk is meant in the video
                 total, size, seen = start + len(frames), frames.shape[1:3], resized_size(*frames.shape[1:3], self.short, self.longest)
                 bar.update(total - bar.n)
-        chosen, scores = self._choose(linker)
+        chosen, scores = self._choose(linker, presence)
         return Segmentation(expression, scores, total, size, source, float(getattr(source, "fps", 25)), self._settings(), [kept[i] for i in chosen], seen, tuple(logits.shape[-2:]))
 
     # -- parts ------------------------------------------------------------------------------------------------------
     def _settings(self) -> dict:
-        return {name: getattr(self, name) for name in ("short", "longest", "chunk", "overlap", "single", "device")} | {"threshold": getattr(self.model.config, "threshold", None)}
+        return {name: getattr(self, name) for name in ("short", "longest", "chunk", "overlap", "single", "device")} | {name: getattr(self.model.config, name, None) for name in ("threshold", "presence_threshold")}
 
     def _words(self, expression: str, what: str) -> tuple[Tensor, Tensor]:
         if not expression.strip():
@@ -323,13 +324,13 @@ class Segmenter:
         small = resize_frames(frames, resized_size(*frames.shape[1:3], self.short, self.longest))
         return self.model.encode_frames(_normalise(small, encoder.mean, encoder.std)[None].to(self.device))
 
-    def _answer(self, frames: np.ndarray, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        "-> mask logits [N, T, h, w], where each sequence is visible bool [N, T], scores [N], embeddings [N, C]."
+    def _answer(self, frames: np.ndarray, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
+        "-> mask logits [N, T, h, w], where each sequence is visible bool [N, T], scores [N], embeddings [N, C] (None: single), presence."
         output = self.model.decode(self._encode(frames), words, mask, **self._support)
         logits, referring = output.pred_masks[0].transpose(0, 1).float().cpu(), output.pred_logits[0, ..., 0].float().sigmoid().T.cpu()
-        if self.single:  # eq. 7; the same query in the next chunk is likely the same object
-            return logits, torch.ones(referring.shape, dtype=torch.bool), referring.mean(1), torch.eye(len(referring))
-        return logits, (output.visibility_logits[0, 0] > 0).T.cpu(), output.similarity_logits[0, 0].float().sigmoid().cpu(), output.embeddings[0].float().cpu()
+        if self.single:  # eq. 7
+            return logits, torch.ones(referring.shape, dtype=torch.bool), referring.mean(1), None, 1.0
+        return logits, (output.visibility_logits[0, 0] > 0).T.cpu(), output.scores()[0].cpu(), output.embeddings[0].float().cpu(), float(output.presence())
 
     def _keep(self, kept: list[dict], owners: list[int], logits: Tensor, gates: Tensor, start: int) -> None:
         "Compressed logits of every frame in which a sequence shows anything, by track; in a seam the later chunk speaks."
@@ -340,13 +341,9 @@ class Segmenter:
                 if visible and frame.max() > 0:
                     kept[owner][start + t] = pack_logits(frame)
 
-    def _choose(self, linker: SequenceLinker) -> tuple[list[int], list[float]]:
+    def _choose(self, linker: SequenceLinker, presence: float) -> tuple[list[int], list[float]]:
         "Numbers and scores of the tracks that answer, best first."
-        if self.single:
-            answer = linker.answer(1.0, allow_none=False)
-        else:
-            c = self.model.config
-            answer = linker.answer(c.threshold, c.allow_none, c.duplicate_iou)
+        answer = linker.answer(1.0, allow_none=False) if self.single else linker.answer(**rule_of(presence, self.model.config))
         return answer.queries.tolist(), answer.scores.tolist()
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'colours_in', 'known_colours', 'plainly_absent', 'Absent', 'absent_attributes', 'absent_classes',
-           'MultiObjectEpisodes', 'multi_manifest']
+           'MultiObjectEpisodes', 'hold_out', 'multi_manifest']
 
 # %% ../../nbs/data/04_multi_object.ipynb #2343d063
 import re
@@ -45,19 +45,18 @@ class Absent(NamedTuple):
 
 
 def absent_attributes(video: Video, others: Iterable[Video]) -> list[Absent]:
-    "Sentences about single objects in `others` (of the video's class) whose only claim is a colour that nothing in `video` has."
+    "Sentences in `others` (of the video's class) that claim one colour, which nothing in `video` has."
     colours = known_colours(video)
     if colours is None:
         return []
-    texts = [e.text for other in others if other.id != video.id for e in single_object_expressions(other) if e.kind == "attribute"]
+    texts = [e.text for other in others if other.id != video.id for e in other.expressions if e.kind in ("attribute", "several")]
     fitting = [t for t in dict.fromkeys(texts) if len(colours_in(t)) == 1 and all(plainly_absent(c, colours) for c in colours_in(t))]
     return [Absent(t, video.category, "absent_attribute") for t in fitting]
 
 
 def absent_classes(video: Video, others: Iterable[Video]) -> list[Absent]:
-    "Sentences about single objects in `others` (of other classes) that name their class."
-    return [Absent(e.text, other.category, "absent_class") for other in others if other.category != video.category
-            for e in single_object_expressions(other) if e.class_named]
+    "Sentences in `others` (of other classes) that name their class."
+    return [Absent(e.text, other.category, "absent_class") for other in others if other.category != video.category for e in other.expressions if e.class_named]
 
 # %% ../../nbs/data/04_multi_object.ipynb #4ec59666
 TARGETS = ("several", "one", "none")
@@ -104,11 +103,44 @@ class MultiObjectEpisodes(EpisodeDataset):
         absent = choices[int(rng.integers(len(choices)))]
         return self._about(video, Expression("", absent.text, (), absent.kind, None), name, rng)
 
+    def _other_expressions(self, clip: Clip, visible: tuple[int, ...], rng: np.random.Generator) -> list[Expression]:
+        "`other_sentences` sentences, in turn one that fits and one that fits nothing: were it not so, their wording alone would say which do."
+        video = self.corpus.videos[clip.video]
+        fitting = [e for e in video.expressions if set(e.object_ids) & set(visible)]
+        as_absent = lambda found: [Expression("", a.text, (), a.kind, None) for a in found]
+        colours = [] if self._colours[video.id] is None else absent_attributes(video, self._videos[video.category])
+        turns = [[e for e in fitting if len(e.object_ids) == 1], as_absent(self._foreign(video, rng) if len(self.classes) > 1 else []),
+                 [e for e in fitting if e.kind in ("attribute", "several") and colours_in(e.text)], as_absent(colours),
+                 [e for e in fitting if len(e.object_ids) > 1], [e for e in fitting if e.class_named]]
+        drawn = super()._other_expressions(clip, visible, rng)      # where there is no such sentence, one about one object
+        for i, choices in zip(range(len(drawn)), turns * len(drawn)):
+            drawn[i] = choices[int(rng.integers(len(choices)))] if choices else drawn[i]
+        return drawn
+
+    def _foreign(self, video: Video, rng: np.random.Generator) -> list[Absent]:
+        "Sentences about another class that the video does not show."
+        names = [c for c in self.classes if c != video.category]
+        return absent_classes(video, self._videos[names[int(rng.integers(len(names)))]])
+
     def _about(self, video: Video, expression: Expression, class_name: str, rng: np.random.Generator) -> Clip:
         "A window of the video in which something that is annotated is visible, and a sentence about it."
         shown = list(expression.object_ids or video.objects)
         windows = query_windows(video, shown[int(rng.integers(len(shown)))], self.n_frames)
         return Clip(video.id, windows[int(rng.integers(len(windows)))], expression.text, expression.id, expression.object_ids, class_name, expression.kind, expression.class_named)
+
+# %% ../../nbs/data/04_multi_object.ipynb #34eecf2c
+def hold_out(corpus: Corpus, classes, each: int, seed: int = 0) -> tuple[Corpus, Corpus]:
+    """The corpus without `each` videos of every class, and the corpus of these videos alone; both of the given classes only.
+
+    Raises `EpisodeError` where a class would keep fewer than two videos on either side (one for the support, one to ask about)."""
+    kept, apart = {}, {}
+    for name in classes:
+        drawn = sorted(corpus.videos_by_class.get(name, ()), key=lambda v: lottery(seed, "held out", v))
+        if each < 2 or len(drawn) < each + 2:
+            raise EpisodeError(f"class {name} has {len(drawn)} videos, of which {each} are to be held out; two must stay on either side")
+        apart |= {v: corpus.videos[v] for v in drawn[:each]}
+        kept |= {v: corpus.videos[v] for v in drawn[each:]}
+    return tuple(Corpus(corpus.root, corpus.split, dict(sorted(part.items())), corpus.annotations) for part in (kept, apart))
 
 # %% ../../nbs/data/04_multi_object.ipynb #ddea9cf0
 def _choices(corpus: Corpus, names: list[str], support: dict, run: int, seed: int) -> dict[str, dict[str, list[dict]]]:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..data.corpus import write_bytes_atomic
 from .metrics import contour_accuracy, region_similarity
+from ..models.linking import SequenceLinker, chunks_of
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #5671d748
 class ProtocolError(ValueError):
@@ -131,10 +132,10 @@ class SupportState:
 
 
 class ModelPredictor:
-    "Predictor of whatever has `FSRVOSModel.decode`, on encoded frames and words: `chunk` frames and `clips` clips at a time, `amp` for bfloat16."
+    "Predictor of whatever has `FSRVOSModel.decode`, on encoded frames and words: `chunk` frames (sharing `overlap`) and `clips` clips at a time, `amp` for bfloat16."
 
-    def __init__(self, model, *, chunk: int = 10, clips: int = 1, amp: bool = False):
-        self.model, self.chunk, self.clips, self.amp = model.eval(), chunk, clips, amp
+    def __init__(self, model, *, chunk: int = 10, overlap: int = 2, clips: int = 1, amp: bool = False):
+        self.model, self.chunk, self.overlap, self.clips, self.amp = model.eval(), chunk, overlap, clips, amp
         self.device = next(model.parameters(), torch.empty(0)).device  # a training-free model has no parameters
 
     def encode_support(self, source, support: dict) -> SupportState:
@@ -148,30 +149,49 @@ class ModelPredictor:
     @torch.no_grad()
     def predict_batch(self, states: list[SupportState], source, queries: list[Query]) -> list[Prediction]:
         "Answers to queries about one video, each with its own support state."
-        order = sorted(range(len(queries)), key=lambda i: states[i].shape)
-        answers: list = [[] for _ in queries]
-        for chunk in _batches(queries[0].frames, self.chunk):
-            levels = [level.float().to(self.device) for level in source.frames(queries[0].video, chunk)]
-            for _, same in groupby(order, key=lambda i: states[i].shape):
-                for batch in _batches(list(same), self.clips):
-                    masks, scores = self._decode(levels, [states[i] for i in batch], [source.words(queries[i].text) for i in batch],
-                                                 queries[0].size)
-                    for i, mask, score in zip(batch, masks, scores):
-                        answers[i].append((mask, score))
-        return [_join(chunks) for chunks in answers]
-
-    def _decode(self, levels, states, words, size):
-        "Masks bool `[B, T, H, W]` and scores `[B]` of B supports and sentences on one clip, on the CPU."
         from fsrvos.models.fsrvos import select  # here, so that training-free methods are evaluated without transformers
 
+        video, frames, size = queries[0].video, queries[0].frames, queries[0].size
+        chunks = chunks_of(len(frames), self.chunk, self.overlap)
+        if len(chunks) > 1:
+            return self._linked(chunks, states, source, queries)
+        answers: list = [None] * len(queries)
+        levels = [level.float().to(self.device) for level in source.frames(video, frames)]
+        for batch, output in self._decode(levels, states, [source.words(q.text) for q in queries]):
+            masks, scores, _ = select(output, size)
+            for i, mask, score in zip(batch, masks.cpu().numpy(), scores.tolist()):
+                answers[i] = Prediction(mask, score)
+        return answers
+
+    def _linked(self, chunks: list[range], states, source, queries) -> list[Prediction]:
+        "Answers for a video of several chunks: the track with the best mean score."
+        video, frames, size = queries[0].video, queries[0].frames, queries[0].size
+        linkers = [SequenceLinker.of_queries(self.overlap) for _ in queries]
+        for chunk in chunks:
+            levels = [level.float().to(self.device) for level in source.frames(video, [frames[t] for t in chunk])]
+            for batch, output in self._decode(levels, states, [source.words(q.text) for q in queries]):
+                scores = output.pred_logits.float().sigmoid().mean(1).squeeze(-1).cpu()
+                for i, logits, score in zip(batch, output.pred_masks.float(), scores):
+                    masks = F.interpolate(logits, size, mode="bilinear", align_corners=False) > 0
+                    linkers[i].add(masks.transpose(0, 1).cpu(), score)
+        found = [linker.answer(1.0, allow_none=False) for linker in linkers]
+        return [Prediction(answer.masks[0].numpy(), float(answer.scores[0])) for answer in found]
+
+    def _decode(self, levels, states, words):
+        "(indices, output) of supports and sentences on one clip, those of one shape together."
+        order = sorted(range(len(states)), key=lambda i: states[i].shape)
+        for _, same in groupby(order, key=lambda i: states[i].shape):
+            for batch in _batches(list(same), self.clips):
+                yield batch, self._ask(levels, [states[i] for i in batch], [words[i] for i in batch])
+
+    def _ask(self, levels, states, words):
+        "The model's output for B supports and sentences on one clip."
         words, word_mask = _pad_words([w.to(self.device) for w in words])
         support_words, support_word_mask = _pad_words([state.words for state in states])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            output = self.model.decode([level.expand(len(states), *level.shape) for level in levels], words, word_mask,
-                                       [torch.stack(same_level) for same_level in zip(*(state.levels for state in states))],
-                                       torch.stack([state.masks for state in states]), support_words, support_word_mask)
-        masks, scores, _ = select(output, size)
-        return masks.cpu().numpy(), scores.float().cpu().numpy()
+            return self.model.decode([level.expand(len(states), *level.shape) for level in levels], words, word_mask,
+                                     [torch.stack(same_level) for same_level in zip(*(state.levels for state in states))],
+                                     torch.stack([state.masks for state in states]), support_words, support_word_mask)
 
 
 def _batches(items, size):
@@ -185,12 +205,6 @@ def _pad_words(words):
     for row, sentence in zip(mask, words):
         row[:len(sentence)] = True
     return pad_sequence(words, batch_first=True), mask
-
-
-def _join(chunks):
-    "One prediction from those of a video's chunks `(masks [T, H, W], score)`: masks in a row, score averaged over frames."
-    score = sum(len(masks) * score for masks, score in chunks) / sum(len(masks) for masks, _ in chunks)
-    return Prediction(np.concatenate([masks for masks, _ in chunks]), float(score))
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #3b13d825
 SWAPS = ("no_support", "wrong_support", "wrong_words")

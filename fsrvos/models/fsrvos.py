@@ -17,8 +17,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .affinity import CrossModalAffinity, ObjectMetric, similarity_prior, support_transform
-from .deformable import MLP, DeformableDecoder, DeformableEncoder, inverse_sigmoid, spread_anchors
-from .encoders import EncoderError, TextEncoder, load_vision_encoder, sees_clips
+from .deformable import MLP, DeformableDecoder, DeformableEncoder, spread_anchors
+from .encoders import TextEncoder, load_vision_encoder, sees_clips
 from .fusion import WordFusion, WordResizer, sine_positions_2d
 from .mask_decoder import CrossModalFPN, DynamicMaskHead
 from .referring import LookingHead, score_bias

@@ -118,14 +118,18 @@ def unpadded_sizes(padding: Tensor) -> Tensor:
 def forward(model: nn.Module, batch: Batch):
     """The model's output for a batch of encoded features, or of pixels and token ids, which are encoded first."""
     query, support, words, support_words = batch.query, batch.support, batch.words, batch.support_words
+    extra = {}
     if not words.is_floating_point():  # token ids: the dataset reads a corpus, not a feature store
+        if not model.config.anchor_queries:
+            extra["sentence"] = model.encode_sentence(words, batch.word_mask)
         query, support = model.encode_frames(query[0]), model.encode_frames(support[0])
         words = model.encode_text(words, batch.word_mask)
         support_words = model.encode_text(support_words, batch.support_word_mask)
     padding, others = batch.query_padding, batch.other_words
     if others is not None and not others.is_floating_point():
         others = model.encode_text(others.flatten(0, 1), batch.other_word_mask.flatten(0, 1)).unflatten(0, others.shape[:2])
-    extra = {} if padding is None else dict(query_padding=padding, query_sizes=unpadded_sizes(padding))
+    if padding is not None:
+        extra |= dict(query_padding=padding, query_sizes=unpadded_sizes(padding))
     if others is not None:
         extra |= dict(other_words=others, other_word_mask=batch.other_word_mask)
     return model.decode(query_levels=query, words=words, word_mask=batch.word_mask, support_levels=support,
@@ -164,7 +168,7 @@ def copy_values(values: dict[str, Tensor], to: dict[str, Tensor]) -> None:
 
 # %% ../../nbs/training/02_loop.ipynb #614c8d36
 NOT_IDENTITY = ("checkpoint_every", "log_every", "num_workers", "gradient_checkpointing")  # settings that change no weight
-EPISODES = ("classes", "n_frames", "shots", "seed", "class_name_dropout", "other_sentences")  # attributes of a dataset that change its episodes
+EPISODES = ("classes", "n_frames", "shots", "seed", "class_name_dropout", "other_sentences", "shares")  # attributes of a dataset that change its episodes
 
 
 def describe_run(model: nn.Module, dataset: Dataset, settings: TrainSettings, identity: dict | None) -> dict:
@@ -358,11 +362,11 @@ def save_final(model: nn.Module, final: Path) -> None:
 
 # %% ../../nbs/training/02_loop.ipynb #c6b09fe6
 def train(model: nn.Module, dataset: Dataset, settings: TrainSettings, out_dir: str | Path, *,
-          validate: Callable[[nn.Module], dict[str, float]] | None = None, device: str = "cpu",
-          identity: dict | None = None) -> TrainResult:
+          criterion: type[Criterion] = Criterion, validate: Callable[[nn.Module], dict[str, float]] | None = None,
+          device: str = "cpu", identity: dict | None = None) -> TrainResult:
     """Train `model` on the episodes of `dataset`, going on from the checkpoint in `out_dir` if there is one.
 
-    `validate(model)` -> numbers, called after each epoch with the averaged weights. `identity`: what else makes this run
+    `criterion(model.config)` makes the losses. `validate(model)` -> numbers, called after each epoch with the averaged weights. `identity`: what else makes this run
     this run (hashes of data and initial weights, say); a checkpoint of another run is refused with a `TrainError`.
     In the end `model` has the averaged weights and is in evaluation mode; they are also saved in `out_dir`/model."""
     out = Path(out_dir)
@@ -373,7 +377,7 @@ def train(model: nn.Module, dataset: Dataset, settings: TrainSettings, out_dir: 
     model.to(device).train()
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    criterion = Criterion(model.config)
+    judge = criterion(model.config)
     torch.manual_seed(settings.seed)
     progress = Progress(model, settings, out, describe_run(model, dataset, settings, identity))
     batches = batch_stream(dataset, settings, progress.step)
@@ -389,8 +393,8 @@ def train(model: nn.Module, dataset: Dataset, settings: TrainSettings, out_dir: 
 
             with autocast:
                 output = forward(model, batch)
-            losses = criterion(output, batch.targets)
-            total = criterion.total(losses)
+            losses = judge(output, batch.targets)
+            total = judge.total(losses)
             check_finite(total, losses, step)
 
             progress.optimizer.zero_grad(set_to_none=True)
