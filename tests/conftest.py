@@ -9,3 +9,12 @@ def tiny_corpus(tmp_path):
     def make(name="corpus", **options):
         return make_tiny_corpus(tmp_path / name, **options)
     return make
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    "(tiny corpus, its feature store), made once for the tests of a module, which leave both as they are."
+    from fsrvos.models.encoders import FeatureStore    # here, so that tests without models do not wait for transformers
+    root = tmp_path_factory.mktemp("tiny")
+    corpus = make_tiny_corpus(root / "corpus")
+    return corpus, FeatureStore.build(root / "features", corpus, progress=False)

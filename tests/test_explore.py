@@ -12,7 +12,6 @@ from fsrvos.apps.explore import (CorpusBrowser, EncodedSource, EpisodeExplorer, 
 from fsrvos.apps.player import ClipPlayer, ClipView
 from fsrvos.evaluation.multi_object import SequencePredictor
 from fsrvos.evaluation.protocol import Evaluation
-from fsrvos.models.encoders import FeatureStore
 from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
 from fsrvos.models.linking import SequenceSet
 from fsrvos.models.sequence_matching import SequenceMatchingModel
@@ -20,13 +19,6 @@ from tests.tiny import make_tiny_corpus
 
 OPTIONS = dict(similarity_prior=True, support_frames="all", referring_head="look")
 FOLDS = {"1": {"train": ["cat", "dog", "bus"], "test": ["fish", "hat"]}}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    root = tmp_path_factory.mktemp("explore")
-    corpus = make_tiny_corpus(root / "corpus")
-    return corpus, FeatureStore.build(root / "features", corpus, progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from fsrvos.evaluation.multi_object import (SequencePredictor, best_sequence, be
 from fsrvos.evaluation.multi_report import load_multi, write_multi_report
 from fsrvos.evaluation.protocol import ModelPredictor, encode_masks, make_query
 from fsrvos.evaluation.report import ReportError
-from fsrvos.models.encoders import FeatureStore
 from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
 from fsrvos.models.linking import SequenceLinker, chunks_of, keep_sequences
 from fsrvos.models.sequence_matching import SequenceMatchingConfig, SequenceMatchingModel, SequenceOutput, rule_of
@@ -94,14 +93,6 @@ def test_nothing_present_is_matched_with_nothing():
 
 
 # ---- the model on the tiny corpus
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    from tests.tiny import make_tiny_corpus
-    root = tmp_path_factory.mktemp("multi")
-    corpus = make_tiny_corpus(root / "corpus")
-    return corpus, FeatureStore.build(root / "features", corpus, progress=False)
-
 
 @pytest.fixture(scope="module")
 def model():
