@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'SECTIONS', 'FREE', 'PACKAGES', 'StudyError', 'deep_merge', 'read_yaml', 'load_params', 'Cell', 'parse_cell',
-           'method_config', 'training_config', 'used_parameters', 'code_hash', 'params_hash', 'provenance', 'Stage',
-           'load_stages', 'upstream', 'stage_provenance', 'thin_csv', 'choose_size']
+           'method_config', 'training_config', 'architecture', 'used_parameters', 'code_hash', 'params_hash',
+           'provenance', 'Stage', 'load_stages', 'upstream', 'stage_provenance', 'thin_csv', 'choose_size']
 
 # %% ../nbs/00_study.ipynb #df3ce98e
 import ast
@@ -28,9 +28,9 @@ class StudyError(ValueError):
 
 # %% ../nbs/00_study.ipynb #423e5711
 SIZES = ("smoke", "cpu", "gpu", "paper")
-SECTIONS = ("size", "seed", "synthesis", "curation", "features", "model", "methods", "pretrain", "train", "multi", "evaluate",
-            "cells", "training_free_cells", "multi_cells")
-FREE = ("methods", "cells", "training_free_cells", "multi_cells")     # an override replaces these as a whole
+SECTIONS = ("size", "seed", "synthesis", "curation", "features", "model", "methods", "pretrain", "train", "multi", "evaluate", "transfer",
+            "cells", "training_free_cells", "multi_cells", "compared", "compared_cells", "transfer_cells")
+FREE = ("methods", "cells", "training_free_cells", "multi_cells", "compared", "compared_cells", "transfer_cells")     # an override replaces these as a whole
 
 # %% ../nbs/00_study.ipynb #7825b0fd
 def deep_merge(base: dict,            # the defaults
@@ -99,18 +99,22 @@ def parse_cell(cell: str # `<method>-<fold>` or `<method>-<fold>-s<seed>`
 # %% ../nbs/00_study.ipynb #b9f58604
 def _check_cells(params: dict) -> None:
     "Every cell must have a fold, a method that `methods` describes, and, when trained, a pretraining of that method, or for several objects a cell of its fold."
-    cells, several, n_folds = params["cells"], params["multi_cells"], params["curation"]["n_folds"]
+    several, n_folds = params["multi_cells"], params["curation"]["n_folds"]
+    cells = {**params["cells"], **params["compared_cells"]}
     for cell in [*cells, *params["training_free_cells"], *several]:
         method, fold, _ = parse_cell(cell)
         if method not in params["methods"]: raise StudyError(f"cells: '{cell}': no method '{method}' in methods{_suggest(method, params['methods'])}")
         if fold > n_folds: raise StudyError(f"cells: '{cell}': there are {n_folds} folds")
     for cell, method in cells.items():
         if parse_cell(cell).method != method: raise StudyError(f"cells: '{cell}: {method}' must name the cell's own method, {parse_cell(cell).method}")
-        if method not in params["pretrain"]["methods"]: raise StudyError(f"pretrain.methods lacks '{method}', which the cell '{cell}' starts from")
+        section, pretrained = ("pretrain.methods", params["pretrain"]["methods"]) if cell in params["cells"] else ("compared", params["compared"])
+        if method not in pretrained: raise StudyError(f"{section} lacks '{method}', which the cell '{cell}' starts from")
+    for cell in params["transfer_cells"]:
+        if cell not in cells: raise StudyError(f"transfer_cells: '{cell}' is none of the trained cells{_suggest(cell, cells)}")
     for cell, item in several.items():
         method, fold, _ = parse_cell(cell)
         if item.get("method") != method: raise StudyError(f"multi_cells: '{cell}' must name the cell's own method, {method}")
-        if item.get("base") not in cells: raise StudyError(f"multi_cells: '{cell}' starts from '{item.get('base')}', which is none of the cells")
+        if item.get("base") not in params["cells"]: raise StudyError(f"multi_cells: '{cell}' starts from '{item.get('base')}', which is none of the cells")
         if parse_cell(item["base"]).fold != fold: raise StudyError(f"multi_cells: '{cell}' starts from '{item['base']}', which is of another fold and has seen its test classes")
 
 # %% ../nbs/00_study.ipynb #fe24fac6
@@ -127,6 +131,12 @@ def training_config(params: dict,        # from `load_params`
     "The section of the stage, with what the method trains differently; unknown keys raise `StudyError`."
     shared = {k: v for k, v in params[stage].items() if k != "methods"}
     return deep_merge(shared, _method(params, method).get("train"), f"methods.{method}.train.")
+
+def architecture(params: dict, # from `load_params`
+                 method: str   # key of `params["methods"]`
+                ) -> str:      # key of `fsrvos.models.baselines.ARCHITECTURES`
+    "Which model the method trains: ours, unless it says otherwise."
+    return _method(params, method).get("architecture", "fsrvos")
 
 def _method(params: dict, method: str) -> dict:
     "The section of one method."
