@@ -28,7 +28,7 @@ class StudyError(ValueError):
 
 # %% ../nbs/00_study.ipynb #423e5711
 SIZES = ("smoke", "cpu", "gpu", "paper")
-SECTIONS = ("size", "seed", "synthesis", "curation", "features", "model", "methods", "pretrain", "train", "multi", "evaluate", "transfer",
+SECTIONS = ("size", "seed", "corpora", "synthesis", "curation", "features", "model", "methods", "pretrain", "train", "multi", "evaluate", "transfer",
             "cells", "training_free_cells", "multi_cells", "compared", "compared_cells", "transfer_cells")
 FREE = ("methods", "cells", "training_free_cells", "multi_cells", "compared", "compared_cells", "transfer_cells")     # an override replaces these as a whole
 
