@@ -110,7 +110,7 @@ def _check_cells(params: dict) -> None:
         section, pretrained = ("pretrain.methods", params["pretrain"]["methods"]) if cell in params["cells"] else ("compared", params["compared"])
         if method not in pretrained: raise StudyError(f"{section} lacks '{method}', which the cell '{cell}' starts from")
     for cell in params["transfer_cells"]:
-        if cell not in cells: raise StudyError(f"transfer_cells: '{cell}' is none of the trained cells{_suggest(cell, cells)}")
+        if cell not in params["cells"]: raise StudyError(f"transfer_cells: '{cell}' is none of the cells{_suggest(cell, params['cells'])}")
     for cell, item in several.items():
         method, fold, _ = parse_cell(cell)
         if item.get("method") != method: raise StudyError(f"multi_cells: '{cell}' must name the cell's own method, {method}")
