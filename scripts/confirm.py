@@ -20,7 +20,7 @@ import yaml
 from fsrvos.study import load_params, parse_cell, stage_provenance
 
 CLOCKS = ("seconds", "waiting", "provenance")
-KEPT_OUT = ("baseline", "report", "report_multi")  # cheap to run again, or made of the others
+KEPT_OUT = ("baseline", "report", "report_transfer", "report_multi")  # cheap to run again, or made of the others
 
 
 def read_lock(text: str) -> dict[str, dict]:
@@ -78,7 +78,7 @@ def confirm(commit: str) -> None:
     print(f"the same, bit for bit: {', '.join(again)}")
     for item in others:
         stage, name = item.split("@")
-        provenance = stage_provenance(stage, params, name if stage == "pretrain" else parse_cell(name).method)
+        provenance = stage_provenance(stage, params, name if stage.startswith("pretrain") else parse_cell(name).method)
         for path in (p for p in now[item]["outs"] if p.startswith("results/") and p.endswith(".json")):
             text = Path(path).read_text()
             made = json.loads(text).get("provenance")

@@ -22,6 +22,6 @@ dvc repro
 rm -rf "$root/runs/smoke"
 mkdir -p "$root/runs/smoke"
 cp -R reports results runs params.yaml "$root/runs/smoke/"
-cat reports/table1.md reports/table5.md
+cat reports/table1.md reports/transfer.md reports/table5.md
 echo
 echo "a first picture: runs/smoke/$(ls reports/qualitative_*.png | head -n 1)    executed notebooks: runs/smoke/runs/"

@@ -21,8 +21,15 @@ dvc repro oracles features
 select_items pretrain | side_by_side 'pretrain@{}'
 select_items train    | side_by_side 'train@{}' 'evaluate@{}'
 select_items baseline | side_by_side 'baseline@{}'
+select_items pretrain_compared | side_by_side 'pretrain_compared@{}'
+select_items train_compared    | side_by_side 'train_compared@{}' 'evaluate_compared@{}'
 dvc repro --single-item report
 cat reports/table1.md
+dvc repro shifted
+select_items transfer          | side_by_side 'transfer@{}'
+select_items transfer_compared | side_by_side 'transfer_compared@{}'
+dvc repro --single-item report_transfer
+cat reports/transfer.md
 if [ -n "$(select_items train_multi)" ]; then
     select_items train_multi | side_by_side 'train_multi@{}' 'evaluate_multi@{}'
     dvc repro --single-item report_multi

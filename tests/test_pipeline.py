@@ -12,6 +12,7 @@ import nbformat
 import pytest
 import yaml
 
+from fsrvos.models.baselines import ARCHITECTURES
 from fsrvos.study import load_stages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,11 +75,15 @@ def closure(source: str) -> set[str]:
     return found
 
 
+# models that are imported when they are asked for: by the stages of the compared methods, and by no other
+COMPARED = "\n".join(f"import {module}" for module, _ in ARCHITECTURES.values())
+
+
 @pytest.mark.parametrize("name, stage", load_stages(ROOT / "dvc.yaml").items(), ids=lambda x: x if isinstance(x, str) else "")
 def test_deps_are_the_code_that_a_stage_runs(name, stage):
     "No less, or a result would pass as fresh that is stale; no more, or another module would make hours of results stale."
     notebook = next(c for c in stage.code if c.endswith(".ipynb"))
-    assert {*stage.code} - {notebook} == closure(code_of(ROOT / notebook))
+    assert {*stage.code} - {notebook} == closure(code_of(ROOT / notebook)) | (closure(COMPARED) if name.endswith("_compared") or name == "report_transfer" else set())
 
 
 def test_imports_are_followed():
@@ -204,7 +209,7 @@ def test_smoke_run(capfd):
     records = json.loads((made / "reports/table1.json").read_text())
     keys = {"method", "fold", "J", "F", "JF", "JF_sd", "JF_low", "JF_high", "runs", "videos", "bound_th"}
     assert records and all(set(r) == keys and r["runs"] == params["smoke"]["evaluate"]["runs"] for r in records)
-    cells = [*params["cells"], *params["training_free_cells"]]
+    cells = [*params["cells"], *params["compared_cells"], *params["training_free_cells"]]
     assert {f"{r['method']}-{r['fold']}" for r in records} == set(cells)
     for cell in cells:
         result = json.loads((made / f"results/evaluate/{cell}.json").read_text())
@@ -214,5 +219,9 @@ def test_smoke_run(capfd):
         result = json.loads((made / f"results/multi/{cell}.json").read_text())
         assert result["cell"] == cell and set(result["answers"]) == {"ism", "ism_0.5", "ism_0.8", "argmax", "frame", "oracle", "single"} and result["thresholds"]["sequence"] in params["smoke"]["multi"]["sweep"]["thresholds"]
     assert "ISM, σ of the sweep" in (made / "reports/table5.md").read_text() and (made / "reports/multi_sweep.png").exists() and (made / "reports/multi_examples.png").exists()
+    transferred = [*params["transfer_cells"], *params["compared_cells"]]
+    for folder, asked in (("transfer", transferred), ("seen", transferred), ("tuned", params["compared_cells"])):
+        assert {json.loads(f.read_text())["cell"] for f in (made / f"results/{folder}").glob("*.json") if not f.name.endswith(".manifest.json")} == set(asked)
+    assert all(title in (made / "reports/transfer.md").read_text() for title in ("Table 2", "Table 3", "What each model costs")) and (made / "reports/transfer_examples.png").exists()
     assert list((made / "reports").glob("qualitative_*.png")) and (made / "reports/learning_curves.png").exists()
     assert subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout == before   # nothing committed was touched
