@@ -50,6 +50,8 @@ def test_it_runs_as_a_program():
     (["train", "prototype-1"], "no trained cell 'prototype-1'"),
     (["evaluate", "cma"], "no cell 'cma'"),
     (["evaluate", "--task", "multi", "cma-1"], "no cell 'cma-1' of task multi; known: ism-1"),
+    (["evaluate", "--task", "transfer", "cma_plus-1-s1"], "no cell 'cma_plus-1-s1' of task transfer; known: cma-1"),
+    (["train", "--task", "transfer"], "no cells of task transfer to train"),
     (["evaluate", "--task", "any"], "any"),
     (["report"], "no results yet"),
     (["curate"], "data/embedded/raw"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fsrvos.study import (SIZES, StudyError, choose_size, code_hash, load_params, load_stages, method_config, parse_cell, stage_provenance,
+from fsrvos.study import (SIZES, StudyError, architecture, choose_size, code_hash, load_params, load_stages, method_config, parse_cell, stage_provenance,
                           training_config)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +32,8 @@ def test_every_size_makes_settings_that_the_code_accepts(tmp_path, size):
     from fsrvos.data.curation import CurationRules
     from fsrvos.data.synthesis import SynthesisSettings
     from fsrvos.evaluation.protocol import SWAPS
-    from fsrvos.models.fsrvos import FSRVOSConfig
+    from fsrvos.models.baselines import model_class
+    from fsrvos.training.fine_tune import FineTuning
     from fsrvos.training.loop import TrainSettings
 
     params = load_params(edited(tmp_path, lambda raw: raw.update(size=size)))
@@ -40,8 +41,9 @@ def test_every_size_makes_settings_that_the_code_accepts(tmp_path, size):
     CurationRules(**{k: v for k, v in params["curation"].items() if k != "n_folds"})
     assert set(params["evaluate"]["swaps"]) <= set(SWAPS)
     assert set(params["evaluate"]["pictures"]) <= set(params["methods"])
-    for method in set(params["cells"].values()):
-        FSRVOSConfig.from_preset(params["model"]["preset"], **params["features"], **method_config(params, method))
+    FineTuning(**params["transfer"]["fine_tune"])
+    for method in {*params["cells"].values(), *params["compared_cells"].values()}:
+        model_class(architecture(params, method)).config_class.from_preset(params["model"]["preset"], **params["features"], **method_config(params, method))
         for stage in ("pretrain", "train"):
             settings = training_config(params, method, stage)
             TrainSettings(**{k: v for k, v in settings.items() if k not in ("frames", "shots", "class_name_dropout", "other_sentences")})
@@ -53,6 +55,7 @@ def test_controls_and_ablations_train_like_their_method():
         for method, models in {"cma": ("cma_self", "cma_none"), "cma_plus": ("language-only", "support-only")}.items():
             for model in models:
                 assert training_config(params, model, stage) == training_config(params, method, stage)
+        assert all(training_config(params, method, stage) == training_config(params, "cma", stage) for method in params["compared"])   # the same schedule
         budget = [{k: v for k, v in training_config(params, m, stage).items() if k in ("epochs", "episodes_per_class", "batch_size", "frames", "shots", "lr")}
                   for m in ("cma", "cma_plus")]
         assert budget[0] == budget[1]
@@ -72,6 +75,10 @@ def test_controls_and_ablations_train_like_their_method():
     (lambda raw: raw["multi_cells"]["ism-1"].update(base="cma_plus-9"), "starts from 'cma_plus-9', which is none of the cells"),
     (lambda raw: raw["multi_cells"]["ism-1"].update(base="cma_plus-2"), "of another fold"),
     (lambda raw: raw["multi_cells"]["ism-1"].update(method="cma"), "must name the cell's own method"),
+    (lambda raw: raw["compared"].remove("mttr"), "compared lacks 'mttr', which the cell 'mttr-1' starts from"),
+    (lambda raw: raw["compared_cells"].update({"danet-5": "danet"}), "'danet-5': there are 4 folds"),
+    (lambda raw: raw["multi_cells"]["ism-1"].update(base="danet-1"), "starts from 'danet-1', which is none of the cells"),
+    (lambda raw: raw["transfer_cells"].append("cma-9"), "transfer_cells: 'cma-9' is none of the cells"),
 ])
 def test_bad_parameters_are_one_clear_error(tmp_path, edit, complaint):
     path = edited(tmp_path, edit)
@@ -94,6 +101,8 @@ def test_the_study_has_the_cells_of_the_issue():
     for method in ("cma", "cma_plus", "language-only", "support-only", "prototype"): assert folds[method] == [1, 2, 3, 4]
     assert folds["cma_self"] == folds["cma_none"] == [1]
     assert {"cma_plus-1", "cma_plus-1-s1", "cma_plus-1-s2"} <= set(params["cells"])
+    assert list(params["compared_cells"]) == ["danet-1", "danet-2", "danet-3", "danet-4", "referformer-1", "mttr-1", "lbdt-1"]                 # Tables 1 to 3
+    assert params["transfer_cells"] == [f"{method}-{fold}" for method in ("cma", "cma_plus") for fold in folds["cma"]]
     assert {f"ism-{fold}" for fold in folds["cma_plus"]} | {"ism_referred-1"} == set(params["multi_cells"])
 
 
@@ -135,8 +144,21 @@ def test_the_committed_report_is_not_stale():
 
     params = load_params()
     assert stale("reports", stage_provenance("report", params)) == []
-    made_by = lambda cell: stage_provenance("evaluate" if cell in params["cells"] else "baseline", params, parse_cell(cell).method)
-    assert stale_cells(load_evaluations("results/evaluate"), made_by) == []
+    stage = lambda cell: "evaluate" if cell in params["cells"] else "evaluate_compared" if cell in params["compared_cells"] else "baseline"
+    assert stale_cells(load_evaluations("results/evaluate"), lambda cell: stage_provenance(stage(cell), params, parse_cell(cell).method)) == []
+
+
+@pytest.mark.skipif(not (ROOT / "reports/transfer.json").exists(), reason="no committed report")
+def test_the_committed_tables_2_and_3_are_not_stale():
+    from fsrvos.evaluation.report import load_evaluations, stale_cells
+    from fsrvos.evaluation.transfer import transfer_records
+
+    params = load_params()
+    made_by = lambda cell: stage_provenance("transfer" if cell in params["cells"] else "transfer_compared", params, parse_cell(cell).method)
+    results = {folder: load_evaluations(f"results/{folder}") for folder in ("transfer", "tuned", "seen")}
+    assert set(results["transfer"]) == set(results["seen"]) == {*params["transfer_cells"], *params["compared_cells"]} and set(results["tuned"]) == set(params["compared_cells"])
+    assert [line for evaluations in results.values() for line in stale_cells(evaluations, made_by)] == []
+    assert json.loads((ROOT / "reports/transfer.json").read_text()) == json.loads(json.dumps(transfer_records(results["transfer"], results["tuned"])))
 
 
 @pytest.mark.skipif(not (ROOT / "reports/table5.json").exists(), reason="no committed report")

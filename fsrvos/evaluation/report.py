@@ -177,8 +177,9 @@ def margins(evaluations: dict[str, Evaluation], method: str) -> Table:
             a, b = ({fold: cells[fold] for fold in shared} for cells in (own, theirs))
             difference = _row(method, "", a)["JF"] - _row(other, "", b)["JF"]
             low, high = interval(100 * (_replicates(a) - _replicates(b)))
-            rows.append([other, ", ".join(map(str, shared)), f"{difference:+.1f} [{low[2]:+.1f}, {high[2]:+.1f}]"])
-    return Table(f"{method} against the others", "Difference of J&F in points, on the same support manifests; brackets: 95 % paired bootstrap over videos.",
+            unclear = " (contains 0)" if low[2] <= 0 <= high[2] else ""
+            rows.append([other, ", ".join(map(str, shared)), f"{difference:+.1f} [{low[2]:+.1f}, {high[2]:+.1f}]{unclear}"])
+    return Table(f"{method} against the others", "Difference of J&F in points, on the same support manifests; brackets: 95 % paired bootstrap over videos, marked where they contain 0.",
                  ["other method", "folds", f"{method} minus other"], rows)
 
 # %% ../../nbs/evaluation/02_report.ipynb #5c23bdf8

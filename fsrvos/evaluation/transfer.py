@@ -86,13 +86,7 @@ def margins_after(direct: dict[str, Evaluation], tuned: dict[str, Evaluation], m
     table = margins({**direct, **{cell: e for cell, e in tuned.items() if e.info["method"] != method}}, method)
     fine_tuned = {e.info["method"] for e in tuned.values()}
     rows = [[f"{other}, fine-tuned" if other in fine_tuned else other, *rest] for other, *rest in table.rows]
-    return Table(f"{method} as it is against the others on the shifted corpus", table.note, table.header, [_marked(row) for row in rows])
-
-
-def _marked(row: list[str]) -> list[str]:
-    "A difference whose interval contains 0 says so."
-    low, high = (float(x) for x in row[-1].split("[")[1].rstrip("]").split(","))
-    return [*row[:-1], row[-1] + (" (contains 0)" if low <= 0 <= high else "")]
+    return Table(f"{method} as it is against the others on the shifted corpus", table.note, table.header, rows)
 
 # %% ../../nbs/evaluation/06_transfer.ipynb #b22a4a9a
 def learned_table(seen: dict[str, Evaluation], unseen: dict[str, Evaluation], trained: dict[str, dict], costs: dict[str, float], fold: int = 1, reference: str = "cma") -> Table:
