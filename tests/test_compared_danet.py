@@ -1,0 +1,63 @@
+"DANet across modules: the criterion, the loop's forward with features and with token ids, the evaluation."
+import pytest
+import torch
+
+from fsrvos.models.baselines import new_model
+from fsrvos.models.danet import DANetConfig
+from fsrvos.models.fsrvos import select
+from fsrvos.training.loop import forward
+from tests.one_mask import fit, pixel_source, predict, tiny_batch
+
+
+def test_it_learns_one_batch_of_episodes(tiny):
+    first, last, iou = fit("danet", tiny_batch(*tiny), steps=80)
+    assert last < first / 3 and iou > 0.8
+
+
+def test_bfloat16_trains(tiny):
+    first, last, _ = fit("danet", tiny_batch(*tiny), steps=8, amp=True)
+    assert last < first
+
+
+def test_pixels_and_token_ids_give_what_their_features_give(tiny):
+    corpus, store = tiny
+    torch.manual_seed(0)
+    model = new_model("danet", "tiny").eval()
+    with torch.no_grad():
+        pixels, stored = (forward(model, tiny_batch(corpus, source)).pred_masks for source in (pixel_source(corpus, model), store))
+    torch.testing.assert_close(pixels, stored, atol=0.1, rtol=0.05)  # stored as float16
+
+
+def test_padded_query_pixels_are_neither_keys_nor_answers_to_others(tiny):
+    batch = tiny_batch(*tiny)
+    torch.manual_seed(0)
+    attention = new_model("danet", "tiny").eval().attention
+    query, support = torch.randn(1, 3, 32, 4, 6), torch.randn(1, 2, 32, 4, 6)
+    padding = torch.zeros(1, 3, 4, 6, dtype=torch.bool)
+    padding[..., 4:] = True
+    wide, other = query * ~padding[:, :, None], query * ~padding[:, :, None]
+    other[:, :, :, :, 5] = 7.0  # beyond the reach of the convolutions of the columns that are looked at
+    args = support, batch.support_masks[:1], padding
+    with torch.no_grad():
+        assert torch.allclose(attention(wide, *args)[..., :4], attention(other, *args)[..., :4], atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [10, 4])
+def test_it_is_evaluated(tiny, chunk):
+    torch.manual_seed(0)
+    answers, queries = predict(new_model("danet", "tiny"), *tiny, chunk=chunk, overlap=2, clips=2, amp=True)
+    assert len(answers) == 6 and all(a.masks.shape == (len(q.frames), *q.size) and a.score == 0.5 for a, q in zip(answers, queries))
+
+
+def test_its_answer_is_its_mask(tiny):
+    model = new_model("danet", "tiny").eval()
+    with torch.no_grad():
+        output = forward(model, tiny_batch(*tiny))
+    masks, score, query = select(output, (8, 12))
+    assert torch.equal(masks, output.pred_masks[:, :, 0] > 0) and score.tolist() == [0.5, 0.5] and query.tolist() == [0, 0]
+
+
+def test_options_of_another_model_are_refused():
+    with pytest.raises(ValueError, match="DANetConfig does not read referring_head"):
+        DANetConfig.from_preset("cpu", referring_head="look")
+    assert DANetConfig.from_preset("paper-resnet50").loss_weights["bbox"] == 0
