@@ -28,7 +28,7 @@ def test_pixels_and_token_ids_give_what_their_features_give(tiny):
     torch.testing.assert_close(pixels, stored, atol=0.1, rtol=0.05)  # stored as float16
 
 
-def test_padded_query_pixels_are_neither_keys_nor_answers_to_others(tiny):
+def test_padded_query_pixels_are_no_keys(tiny):
     batch = tiny_batch(*tiny)
     torch.manual_seed(0)
     attention = new_model("danet", "tiny").eval().attention
@@ -40,6 +40,15 @@ def test_padded_query_pixels_are_neither_keys_nor_answers_to_others(tiny):
     args = support, batch.support_masks[:1], padding
     with torch.no_grad():
         assert torch.allclose(attention(wide, *args)[..., :4], attention(other, *args)[..., :4], atol=1e-6)
+
+
+def test_a_padded_batch_is_decoded(tiny):
+    batch = tiny_batch(*tiny)
+    batch.query_padding = torch.zeros(2, 3, 32, 48, dtype=torch.bool)
+    batch.query_padding[0, :, :, 32:] = True
+    with torch.no_grad():
+        output = forward(new_model("danet", "tiny").eval(), batch)
+    assert output.pred_masks.shape == (2, 3, 1, 8, 12) and output.pred_masks.isfinite().all()
 
 
 @pytest.mark.parametrize("chunk", [10, 4])
