@@ -28,7 +28,7 @@ cat reports/table1.md
 dvc repro shifted
 select_items transfer          | side_by_side 'transfer@{}'
 select_items transfer_compared | side_by_side 'transfer_compared@{}'
-dvc repro --single-item report_transfer
+dvc repro --single-item shots report_transfer
 cat reports/transfer.md
 if [ -n "$(select_items train_multi)" ]; then
     select_items train_multi | side_by_side 'train_multi@{}' 'evaluate_multi@{}'

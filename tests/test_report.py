@@ -56,6 +56,13 @@ def test_one_cell_is_enough_and_nothing_is_invented():
     assert not swaps_table(alone).rows and not seeds_table(alone).rows and not margins(alone, "cma").rows
 
 
+def test_table_4_is_over_all_training_seeds():
+    cells = by_cell(*(made_up("cma", 1, level, seed=seed) for seed, level in enumerate((.4, .5, .6))), made_up("cma_none", 1, .3))
+    rows = {row[1]: row for row in ablation_table(cells).rows}
+    mean = np.mean([100 * run_means(e.main)[:, 2].mean() for e in list(cells.values())[:3]])
+    assert rows["cma"][4].startswith(f"{mean:.1f} ± ") and rows["cma"][4].endswith("(3)") and "±" not in rows["cma_none"][4] and rows["cma_self"][4] == MISSING
+
+
 def test_no_cells_is_an_error(tmp_path):
     with pytest.raises(ReportError, match="no evaluations"):
         write_report(load_evaluations(tmp_path), tmp_path / "reports", provenance=HASHES)

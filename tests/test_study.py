@@ -100,7 +100,7 @@ def test_the_study_has_the_cells_of_the_issue():
                             if parse_cell(c).method == method and parse_cell(c).seed == 0) for method in params["methods"]}
     for method in ("cma", "cma_plus", "language-only", "support-only", "prototype"): assert folds[method] == [1, 2, 3, 4]
     assert folds["cma_self"] == folds["cma_none"] == [1]
-    assert {"cma_plus-1", "cma_plus-1-s1", "cma_plus-1-s2"} <= set(params["cells"])
+    assert {f"{method}-1{seed}" for method in ("cma_plus", "cma", "cma_self", "cma_none") for seed in ("", "-s1", "-s2")} <= set(params["cells"])      # Table 4: three seeds
     assert list(params["compared_cells"]) == ["danet-1", "danet-2", "danet-3", "danet-4", "referformer-1", "mttr-1", "lbdt-1"]                 # Tables 1 to 3
     assert params["transfer_cells"] == [f"{method}-{fold}" for method in ("cma", "cma_plus") for fold in folds["cma"]]
     assert {f"ism-{fold}" for fold in folds["cma_plus"]} | {"ism_referred-1"} == set(params["multi_cells"])
@@ -158,6 +158,8 @@ def test_the_committed_tables_2_and_3_are_not_stale():
     results = {folder: load_evaluations(f"results/{folder}") for folder in ("transfer", "tuned", "seen")}
     assert set(results["transfer"]) == set(results["seen"]) == {*params["transfer_cells"], *params["compared_cells"]} and set(results["tuned"]) == set(params["compared_cells"])
     assert [line for evaluations in results.values() for line in stale_cells(evaluations, made_by)] == []
+    shots = json.loads((ROOT / "results/shots.json").read_text())["provenance"]
+    assert {k: shots[k] for k in ("code", "params", "data")} == {k: v for k, v in stage_provenance("shots", params).items() if k in ("code", "params", "data")}
     assert json.loads((ROOT / "reports/transfer.json").read_text()) == json.loads(json.dumps(transfer_records(results["transfer"], results["tuned"])))
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_2', 'PUBLISHED_3', 'COLUMNS_2', 'multiply_adds', 'table2', 'class_table', 'table3', 'margins_after',
-           'learned_table', 'transfer_records', 'write_transfer_report']
+           'learned_table', 'shots_figure', 'shots_table', 'transfer_records', 'write_transfer_report']
 
 # %% ../../nbs/evaluation/06_transfer.ipynb #6d9ef704
 import csv
@@ -13,7 +13,9 @@ import json
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.corpus import write_bytes_atomic
@@ -102,6 +104,27 @@ def learned_table(seen: dict[str, Evaluation], unseen: dict[str, Evaluation], tr
                  f"encoders, which are the same for all, and without the sampling of deformable attention); J&F on training classes (their own videos, one draw), its share of {reference}'s, and J&F on unseen classes.",
                  ["method", "parameters, M", "multiply-adds, M", "seen classes", f"of {reference}", "unseen classes"], rows)
 
+# %% ../../nbs/evaluation/06_transfer.ipynb #64b19b2c
+def shots_figure(records: list[dict]) -> Figure:
+    "J&F against K, a line for each cell with its runs as dots. `records`: {cell, shots, JF, runs}, in percent."
+    figure = Figure(figsize=(4.2, 2.4), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    for i, cell in enumerate(dict.fromkeys(r["cell"] for r in records)):
+        own = [r for r in records if r["cell"] == cell]
+        axis.plot([r["shots"] for r in own], [r["JF"] for r in own], f"C{i}-o", label=cell)
+        axis.plot([r["shots"] for r in own for _ in r["runs"]], [run for r in own for run in r["runs"]], f"C{i}.", alpha=.4)
+    axis.set_xticks(sorted({r["shots"] for r in records}))
+    axis.set_xlabel("annotated support frames, K"); axis.set_ylabel("J&F, %"); axis.legend(fontsize=8)
+    return figure
+
+
+def shots_table(records: list[dict]) -> Table:
+    "J&F by K, deviation over runs."
+    tried = sorted({r["shots"] for r in records})
+    value = {(r["cell"], r["shots"]): f"{r['JF']:.1f}" + (f" ± {np.std(r['runs'], ddof=1):.1f}" if len(r["runs"]) > 1 else "") for r in records}
+    return Table("Number of support frames", "J&F in percent on unseen classes, same supports and questions, ± deviation over runs.", ["cell", *(f"K = {k}" for k in tried)],
+                 [[cell, *(value.get((cell, k), MISSING) for k in tried)] for cell in dict.fromkeys(r["cell"] for r in records)])
+
 # %% ../../nbs/evaluation/06_transfer.ipynb #d614e132
 COLUMNS_2 = ("method", "fold", "tuned", "J", "F", "JF", "JF_sd", "JF_low", "JF_high", "runs", "videos", "bound_th")
 
@@ -113,19 +136,20 @@ def transfer_records(direct: dict[str, Evaluation], tuned: dict[str, Evaluation]
 
 
 def write_transfer_report(direct: dict[str, Evaluation], tuned: dict[str, Evaluation], seen: dict[str, Evaluation], unseen: dict[str, Evaluation], out: str | Path, *,
-                          provenance: dict, trained: dict[str, dict], costs: dict[str, float], corpus=None) -> list[Path]:
-    "Write `transfer.{md,json,csv}` into `out`, and with the shifted `corpus` `transfer_examples.png` of the best method that kept cases; -> the files. Raises `ReportError` where nothing was transferred."
+                          provenance: dict, trained: dict[str, dict], costs: dict[str, float], shots: list[dict], corpus=None) -> list[Path]:
+    "Write `transfer.{md,json,csv}` and `shots.png` into `out`, and with the shifted `corpus` `transfer_examples.png` of the best method that kept cases; -> the files. Raises `ReportError` where nothing was transferred."
     if not direct:
         raise ReportError("no results on the shifted corpus: run the transfer stage of at least one cell")
     best = methods_in(direct)[0]
-    tables = [table2(direct), margins(direct, best), class_table(direct), table3(direct, tuned), margins_after(direct, tuned, best), learned_table(seen, unseen, trained, costs)]
+    tables = [table2(direct), margins(direct, best), class_table(direct), table3(direct, tuned), margins_after(direct, tuned, best), learned_table(seen, unseen, trained, costs), shots_table(shots)]
     text = "# Other models, other pictures\n\n" + "\n".join(t.markdown() for t in tables if t.rows) + _origin_text(provenance, {**direct, **{f"{cell} (fine-tuned)": e for cell, e in tuned.items()}})
     records = transfer_records(direct, tuned)
     sheet = io.StringIO()
     writer = csv.DictWriter(sheet, COLUMNS_2, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
-    files = {"transfer.md": text.encode(), "transfer.json": (json.dumps(records, indent=1) + "\n").encode(), "transfer.csv": sheet.getvalue().encode()}
+    files = {"transfer.md": text.encode(), "transfer.json": (json.dumps(records, indent=1) + "\n").encode(), "transfer.csv": sheet.getvalue().encode(),
+             "shots.png": _png(shots_figure(shots), provenance)}
     pictured = [e for method in methods_in(direct) for e in by_fold(direct, method).values() if e.info.get("cases")]
     if corpus is not None and pictured:
         files["transfer_examples.png"] = _png(qualitative_figure(pictured[0], corpus), provenance)
