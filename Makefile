@@ -8,8 +8,8 @@ STUDY_NEEDS = about 3 hours on 2 cores and 6 GB of disk
 .PHONY: repro study smoke test demo docs lab setup announce-repro announce-study
 .NOTPARALLEL:
 
-repro: announce-repro setup       ## cma and cma_plus on four folds, then Table 1
-	scripts/study.sh cma cma_plus
+repro: announce-repro setup       ## cma, cma_plus and danet on four folds, then Tables 1 and 2
+	scripts/study.sh cma cma_plus danet
 
 study: announce-study setup       ## every method, ablation and seed, then Table 1
 	scripts/study.sh

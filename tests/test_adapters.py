@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -586,6 +587,39 @@ def fsrvos(capsys):
     return run
 
 
+@pytest.fixture
+def curate_from_published(capsys, tmp_path, monkeypatch):
+    "Run `fsrvos curate --from ...` in a folder with the study's parameters, loosened: (exit status, output, errors)."
+    text = (Path(__file__).parents[1] / "params.yaml").read_text().replace("  min_track_frames: 5", "  min_track_frames: 1", 1).replace("  min_videos: 10", "  min_videos: 1", 1)
+    (tmp_path / "params.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    def run(*argv):
+        with pytest.raises(SystemExit) as end: main(["curate", "--from", *map(str, argv)])
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+    return run
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_curate_from_published_archives(curate_from_published, make, tmp_path, kind):
+    "Import and curation in one run; everything wrong is listed at once, before anything is written; `--check` writes nothing."
+    root = make(kind)
+    if kind == "sailvos":  # the published folders, by the names that the paper uses
+        for folder in sorted(root.glob("*/0012_Ped_1")): folder.rename(folder.with_name("0012_person"))
+    before = sorted(tmp_path.rglob("*"))
+    assert curate_from_published(kind, "--raw", root, "--check")[:2] == (0, f"{root}: nothing wrong\n") and sorted(tmp_path.rglob("*")) == before
+    status, out, err = curate_from_published(kind, "--raw", root, "--out", "new/mini")
+    assert status == 0 and "| after the rule |" in out, err
+    assert ("| paper |" in out) == (kind in ("refytvos", "sailvos")) and ("the paper has 1668" in out) == (kind == "refytvos")
+    curated = Corpus.load("new/mini")
+    assert curated.check(images=True) == [] and curated.videos and Path("new/mini/folds.json").is_file() and Path("new/mini-imported").is_dir() == (kind != "refytvos")
+    if kind in BAD:
+        for damage, _ in BAD[kind]: damage(root) if kind != "sailvos" else shutil.rmtree(root / "abigail_1/images", ignore_errors=True)
+        for argv in (["--check"], ["--out", "other"]):
+            status, _, err = curate_from_published(kind, "--raw", root, *argv)
+            assert status == 2 and "problem(s), listed above" in err.splitlines()[-1] and "Traceback" not in err and not Path("other").exists() and not Path("other-imported").exists()
+
+
 def test_import_corpus(fsrvos, make, tmp_path):
     root = make("refdavis")
     assert fsrvos("refdavis", root, "--check")[:2] == (0, f"{root}: nothing wrong\n") and not (tmp_path / "out").exists()
@@ -596,6 +630,13 @@ def test_import_corpus(fsrvos, make, tmp_path):
         status, _, err = fsrvos(*argv)
         assert status == 2 and all(told in err for _, told in BAD["refdavis"]) and "Traceback" not in err and "problem(s), listed above" in err.splitlines()[-1]
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("argv, told", [(("davis", "--raw", "x"), "'davis' is no kind of corpus; known: refytvos"), (("jhmdb", "--raw", "x", "--split", "val"), "no lists of splits"),
+                                        (("jhmdb", "--raw", "x", "--check"), "jhmdb_annotation.txt: cannot be read"), (("sailvos", "--raw", "x"), "x: no such folder")])
+def test_mistakes_with_curate_from(curate_from_published, tmp_path, argv, told):
+    status, _, err = curate_from_published(*argv)
+    assert status == 2 and told in err and [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
 @pytest.mark.parametrize("argv, told", [(("davis", "x", "y"), "'davis' is no kind of corpus; known: refytvos"), (("mevis", "x"), "OUT is missing"), (("jhmdb", "x", "y", "--split", "val"), "no lists of splits"),
