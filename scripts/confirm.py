@@ -51,7 +51,8 @@ def differences(item: str, before: dict, now: dict, old_text) -> list[str]:
 def split(before: dict[str, dict], now: dict[str, dict], is_code) -> tuple[list[str], list[str]]:
     "Items that were run again, and those of the same stages that were not. SystemExit where more than code differs, or nothing was run."
     again = [i for i in now if i in before and now[i]["deps"] != before[i]["deps"] and i.split("@")[0] not in KEPT_OUT]
-    data = lambda deps: {p: m for p, m in deps.items() if not is_code(p)}
+    made = {path for i in again for path in now[i]["outs"]}  # what the sample made is compared apart, clocks left out
+    data = lambda deps: {p: m for p, m in deps.items() if not is_code(p) and p not in made}
     more = [i for i in again if now[i]["params"] != before[i]["params"] or data(now[i]["deps"]) != data(before[i]["deps"])]
     if more:
         sys.exit(f"{', '.join(more)}: parameters or data differ, too; run the study again")

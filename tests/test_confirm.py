@@ -30,6 +30,15 @@ def test_more_than_code(old, new, told):
         split(read_lock(LOCK), now, is_code)
 
 
+def test_what_the_sample_made_is_no_other_data():
+    "An item that reads what another one of the sample wrote, clocks and all, differs in code alone."
+    lock = LOCK.replace("{path: results, md5: r}", "{path: data/models/a-1, md5: m}, {path: fsrvos/y.py, md5: 1}").replace("report:", "evaluate@a-1:")
+    before, now = read_lock(lock), read_lock(lock.replace("md5: 1", "md5: 2", 1).replace("fsrvos/y.py, md5: 1", "fsrvos/y.py, md5: 2").replace("md5: m}", "md5: n}"))
+    assert split(before, now, is_code)[0] == ["train@a-1", "evaluate@a-1"]
+    with pytest.raises(SystemExit, match="evaluate@a-1: parameters or data"):
+        split(before, {**now, "train@a-1": before["train@a-1"]}, is_code)
+
+
 def test_a_number_that_differs_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     texts = {"r.json": '{"J": 0.5, "seconds": 3, "provenance": {"code": "a"}}', "c.csv": "step,seconds,loss\n0,1,2.5\n"}
