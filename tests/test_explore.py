@@ -11,11 +11,11 @@ from fsrvos.apps.explore import (CorpusBrowser, EncodedSource, EpisodeExplorer, 
                                  compare_evaluations, frame_quality, look_from, look_names, matching_videos, read_folds, start_threshold)
 from fsrvos.apps.player import ClipPlayer, ClipView
 from fsrvos.evaluation.multi_object import SequencePredictor
-from fsrvos.evaluation.protocol import Evaluation
 from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
 from fsrvos.models.linking import SequenceSet
 from fsrvos.models.sequence_matching import SequenceMatchingModel
 from tests.tiny import make_tiny_corpus
+from tests.tiny import tiny_evaluation as evaluation
 
 OPTIONS = dict(similarity_prior=True, support_frames="all", referring_head="look")
 FOLDS = {"1": {"train": ["cat", "dog", "bus"], "test": ["fish", "hat"]}}
@@ -380,15 +380,6 @@ def test_a_corpus_without_pairs(tmp_path, single):
 
 
 # ---- results
-
-def evaluation(cell, values, swap=None):
-    "values: {video: J and F in runs 0, 1, …}."
-    records = [{"video": video, "expression_id": "0", "kind": "class", "class": "cat", "class_named": True, "distractors": 0, "run": run, "swap": swap, "J": v, "F": v, "frames": 6,
-                "area_pred": .1, "area_true": .1, "score": .5} for video, runs in values.items() for run, v in enumerate(runs)]
-    support = lambda run: {"cat": {"video": "cat_3", "frames": ["00000"], "object_id": 1, "expression_id": "0", "expression": f"support <{run}>"}}
-    manifest = {"runs": [{"run": run, "support": support(run), "queries": {"cat": [[video, "0"] for video in values]}} for run in (0, 1)]}
-    return Evaluation(records, manifest, .008, {"cell": cell, "method": cell[:-2], "fold": int(cell[-1]), "seed": 0})
-
 
 @pytest.fixture
 def results(tmp_path):

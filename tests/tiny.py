@@ -44,3 +44,13 @@ def _expressions(name, colours):
                       (f"the one moving to the {direction}", (object_id,), "motion", False)]
     sentences.append((f"both {name} squares", (1, 2), "several", True))
     return [Expression(str(number), *sentence) for number, sentence in enumerate(sentences)]
+
+
+def tiny_evaluation(cell, values, swap=None):
+    """The evaluation of a cell such as "cma-1" on expression 0 of some cats; values: {video: J and F in runs 0, 1, …}."""
+    from fsrvos.evaluation.protocol import Evaluation    # here, so that tests without models do not wait for torch
+    records = [{"video": video, "expression_id": "0", "kind": "class", "class": "cat", "class_named": True, "distractors": 0, "run": run, "swap": swap, "J": v, "F": v, "frames": 6,
+                "area_pred": .1, "area_true": .1, "score": .5} for video, runs in values.items() for run, v in enumerate(runs)]
+    support = lambda run: {"cat": {"video": "cat_3", "frames": ["00000"], "object_id": 1, "expression_id": "0", "expression": f"support <{run}>"}}
+    manifest = {"runs": [{"run": run, "support": support(run), "queries": {"cat": [[video, "0"] for video in values]}} for run in (0, 1)]}
+    return Evaluation(records, manifest, .008, {"cell": cell, "method": cell[:-2], "fold": int(cell[-1]), "seed": 0})

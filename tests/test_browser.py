@@ -1,0 +1,227 @@
+"The explorer widgets as a user has them: in Chromium, in JupyterLab and Voila, with mouse and keyboard, on the tiny corpus and the models that come with the package."
+import base64
+import io
+import time
+
+import nbformat
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
+
+from tests.browsing import LAPTOP, QUIET, chromium, needs_chromium, serving
+from tests.tiny import make_tiny_corpus, tiny_evaluation
+
+pytestmark = needs_chromium
+LAB = ("jupyterlab", "--no-browser", "--allow-root", "--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--LanguageServerManager.autodetect=False")
+CELLS = ("from fsrvos.apps.explore import CorpusBrowser, EpisodeExplorer, RunComparer\nfrom fsrvos.data.corpus import Corpus\ncorpus = Corpus.load('corpus')",
+         "CorpusBrowser(corpus)",
+         "EpisodeExplorer(corpus, {'single': 'fsrvos-demo', 'several': 'fsrvos-demo-multi'})",
+         "RunComparer('results', corpus)")
+PIXELS = """async picture => {
+    await picture.decode();
+    const canvas = document.createElement('canvas');
+    [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
+    canvas.getContext('2d').drawImage(picture, 0, 0);
+    return canvas.toDataURL('image/png');
+}"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "A tiny corpus, the results of two models on it, and a notebook with the widgets."
+    root = tmp_path_factory.mktemp("explore")
+    make_tiny_corpus(root / "corpus")
+    (root / "results").mkdir()
+    for cell, values in (("cma-1", {"cat_0": [.2, .4], "cat_1": [.8, .8]}), ("cma_plus-1", {"cat_0": [.4, .6], "cat_1": [.3, .3]})):
+        tiny_evaluation(cell, values).to_json(root / "results" / f"{cell}.json")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
+    nbformat.write(new_notebook(cells=[new_code_cell(source) for source in CELLS], metadata=kernel), root / "explore.ipynb")
+    return root
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def lab(folder, browser):
+    "The notebook in JupyterLab, run from top to bottom, on the screen of a laptop."
+    with serving(*LAB, folder=folder, settings=QUIET) as address:
+        page = new_page(browser)
+        page.goto(f"{address}/lab/tree/explore.ipynb?reset")
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        wait_for_cells(page)
+        yield page
+
+
+def new_page(browser):
+    page = browser.new_page(viewport=LAPTOP)
+    page.set_default_timeout(300_000)
+    return page
+
+
+def wait_for_cells(page) -> None:
+    "Wait until every cell has run, without an error."
+    errors = page.locator("[data-mime-type='application/vnd.jupyter.error'], [data-mime-type='application/vnd.jupyter.stderr']")
+    until(lambda: errors.count() or page.locator(".jp-CodeCell .jp-InputPrompt").last.inner_text() == f"[{len(CELLS)}]:")
+    assert not errors.count(), errors.first.inner_text()
+    part(page, 3).get_by_role("listbox").wait_for()
+
+
+def part(page, number):
+    "The output of code cell `number` of the notebook."
+    return page.locator(".jp-CodeCell").nth(number).locator(".jp-Cell-outputArea")
+
+
+def pixels(picture) -> np.ndarray:
+    "A picture as the browser decoded it, uint8 [H, W, 3]."
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.evaluate(PIXELS).split(",")[1]))).convert("RGB"))
+
+
+def until(condition, seconds: float = 300):
+    "Wait for a condition to hold -> what it gave. A busy machine takes long; only what is broken takes this long."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(.1)
+    raise AssertionError(f"did not come true within {seconds} s")
+
+
+def changed(picture, before: np.ndarray) -> np.ndarray:
+    "Wait for a picture to become another -> the new one."
+    return until(lambda: (now := pixels(picture)).shape == before.shape and not np.array_equal(now, before) and [now])[0]
+
+
+def slider(within, label: str):
+    "The handle of the slider with that label."
+    return within.locator(".widget-slider").filter(has_text=label).get_by_role("slider")
+
+
+def drag(page, handle, share: float) -> None:
+    "Drag a slider's handle with the mouse to a share of its track."
+    handle.scroll_into_view_if_needed()
+    at, track = handle.bounding_box(), handle.locator("xpath=ancestor::*[contains(@class, 'noUi-base')]").bounding_box()
+    y = at["y"] + at["height"] / 2
+    page.mouse.move(at["x"] + at["width"] / 2, y)
+    page.mouse.down()
+    page.mouse.move(track["x"] + share * track["width"], y, steps=4)
+    page.mouse.up()
+
+
+def segment(explorer) -> str:
+    "Press the button and wait for another answer than is shown -> what the status line says."
+    lines = explorer.get_by_text("computed in")
+    before = lines.all_inner_texts()
+    explorer.get_by_role("button", name="Segment").click()
+    return until(lambda: (now := lines.all_inner_texts()) != before and now)[0]
+
+
+@pytest.fixture(scope="module")
+def explorer(lab):
+    "The explorer with the answer to the question that it opens with."
+    segment(part(lab, 2))
+    return part(lab, 2)
+
+
+# ---- JupyterLab
+
+def test_every_widget_is_shown(lab):
+    assert part(lab, 1).locator("img:visible").count() == 12 and part(lab, 1).get_by_text("1–12 of 20 videos").is_visible()
+    assert part(lab, 2).get_by_role("button", name="Segment").is_enabled() and part(lab, 3).get_by_text("2 queries").is_visible()
+
+
+def test_a_video_is_opened_and_its_objects_are_shown(lab):
+    browser = part(lab, 1)
+    browser.get_by_role("button", name="fish_1").wait_for(state="detached")
+    browser.get_by_label("class").select_option("fish")
+    browser.get_by_label("words").fill("moving ri")
+    browser.get_by_role("button", name="fish_1").click()
+    player = browser.locator(".fsrvos-clip")
+    both = pixels(player)
+    browser.get_by_role("listbox").select_option("the one moving to the right")
+    one = changed(player, both)
+    rows = np.flatnonzero((one.astype(int) - both).any((1, 2)))
+    assert rows.min() >= 14, "object 2 is below, and it alone has lost its mask"
+    browser.get_by_role("checkbox").first.click()
+    bare = changed(player, one)
+    drag(lab, slider(browser, "opacity"), 0)
+    assert np.array_equal(pixels(player), bare), "where no object is shown, opacity changes nothing"
+
+
+def test_sentences_and_sigma_change_the_masks(lab, explorer):
+    first = explorer.get_by_text("computed in").inner_text()
+    assert first.startswith("1 of 5 sequences") and "J " in first
+    prediction, truth = explorer.locator(".fsrvos-prediction"), explorer.locator(".fsrvos-truth")
+    best = pixels(prediction)
+    assert best.shape == pixels(truth).shape == (32, 48, 3)
+    drag(lab, slider(explorer, "σ"), 0)
+    changed(prediction, best)
+    count = until(lambda: not (line := explorer.get_by_text("computed in").inner_text()).startswith("1 of") and line)
+    assert count.split(" computed")[0] != first.split(" computed")[0] and count.split("computed")[1] == first.split("computed")[1], "chosen again, not computed again"
+    drag(lab, slider(explorer, "σ"), 1)
+    until(lambda: np.array_equal(pixels(prediction), best))
+    until(lambda: explorer.get_by_text("computed in").inner_text() == first)
+
+    explorer.get_by_label("or your own").fill("the thing that is red and below")
+    second = segment(explorer)
+    assert " J " not in second and explorer.get_by_text("the truth is not known").is_visible()
+    changed(prediction, best)
+
+
+def test_the_keyboard_is_enough(lab, explorer):
+    prediction, look = explorer.locator(".fsrvos-prediction"), explorer.locator(".fsrvos-look")
+    before, looked = pixels(prediction), pixels(look)
+    explorer.get_by_role("button", name="Segment").focus()
+    for _ in range(4):      # past play, stop and repeat; Cancel has nothing to cancel and is passed over
+        lab.keyboard.press("Tab")
+    frame = slider(explorer, "frame")
+    assert frame.evaluate("handle => handle === document.activeElement")
+    for key, number in (("ArrowRight", 1), ("ArrowUp", 2), ("ArrowLeft", 1), ("ArrowDown", 0), ("ArrowRight", 1)):
+        lab.keyboard.press(key)
+        until(lambda: frame.get_attribute("aria-valuetext") == str(number))
+    changed(prediction, before)
+    pixel = slider(explorer, "pixel x")
+    pixel.press("Home")
+    changed(look, looked)
+
+
+def test_two_results_are_compared(lab):
+    comparer = part(lab, 3)
+    rows = comparer.get_by_role("listbox").get_by_role("option").all_inner_texts()
+    assert len(rows) == 2 and rows[0].split()[0] == "-50.0" and comparer.get_by_text("video cat_1").is_visible()
+    comparer.get_by_role("listbox").select_option(rows[1])
+    comparer.get_by_text("video cat_0").wait_for()
+    comparer.get_by_label("first").select_option("cma_plus-1")
+    comparer.get_by_label("second").select_option("cma-1")
+    until(lambda: comparer.get_by_role("listbox").get_by_role("option").first.inner_text().split()[0] == "+50.0")
+
+
+def test_a_restarted_kernel_recovers(lab, explorer):
+    old = explorer.get_by_role("button", name="Segment").element_handle()
+    lab.get_by_role("menuitem", name="Kernel", exact=True).click()
+    lab.get_by_role("menuitem", name="Restart Kernel and Run All Cells").click()
+    lab.get_by_role("button", name="Confirm Kernel Restart").click()
+    until(lambda: not old.evaluate("button => button.isConnected"))
+    wait_for_cells(lab)
+    assert "1 of 5 sequences" in segment(explorer) and pixels(explorer.locator(".fsrvos-prediction")).shape == (32, 48, 3)
+
+
+# ---- Voila
+
+def test_the_explorer_works_in_voila(folder, browser):
+    with serving("voila", "--no-browser", "--port={port}", "explore.ipynb", folder=folder) as address:
+        page = new_page(browser)
+        page.goto(address)
+        page.get_by_role("button", name="Segment").wait_for()
+        assert "1 of 5 sequences" in segment(page)
+        prediction = page.locator(".fsrvos-prediction")
+        best = pixels(prediction)
+        drag(page, slider(page, "σ"), 0)
+        changed(prediction, best)
+        page.close()
