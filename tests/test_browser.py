@@ -1,6 +1,7 @@
 "The explorer widgets as a user has them: in Chromium, in JupyterLab and Voila, with mouse and keyboard, on the tiny corpus and the models that come with the package."
 import base64
 import io
+import json
 import time
 
 import nbformat
@@ -9,17 +10,19 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
+from fsrvos.apps.still import without_kernel
 from tests.browsing import LAPTOP, QUIET, chromium, needs_chromium, serving
 from tests.tiny import make_tiny_corpus, tiny_evaluation
 
 pytestmark = needs_chromium
+SAVING = {"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": True}}
 LAB = ("jupyterlab", "--no-browser", "--allow-root", "--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--LanguageServerManager.autodetect=False")
 CELLS = ("from fsrvos.apps.explore import CorpusBrowser, EpisodeExplorer, RunComparer\nfrom fsrvos.data.corpus import Corpus\ncorpus = Corpus.load('corpus')",
          "CorpusBrowser(corpus)",
          "EpisodeExplorer(corpus, {'single': 'fsrvos-demo', 'several': 'fsrvos-demo-multi'})",
          "RunComparer('results', corpus)")
 PIXELS = """async picture => {
-    await picture.decode();
+    try { await picture.decode(); } catch { return null; }      // just now another took its place
     const canvas = document.createElement('canvas');
     [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
     canvas.getContext('2d').drawImage(picture, 0, 0);
@@ -49,7 +52,7 @@ def browser():
 @pytest.fixture(scope="module")
 def lab(folder, browser):
     "The notebook in JupyterLab, run from top to bottom, on the screen of a laptop."
-    with serving(*LAB, folder=folder, settings=QUIET) as address:
+    with serving(*LAB, folder=folder, settings=QUIET | SAVING) as address:
         page = new_page(browser)
         page.goto(f"{address}/lab/tree/explore.ipynb?reset")
         page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
@@ -80,7 +83,8 @@ def part(page, number):
 
 def pixels(picture) -> np.ndarray:
     "A picture as the browser decoded it, uint8 [H, W, 3]."
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.evaluate(PIXELS).split(",")[1]))).convert("RGB"))
+    png = until(lambda: picture.evaluate(PIXELS)).split(",")[1]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"))
 
 
 def until(condition, seconds: float = 300):
@@ -200,6 +204,20 @@ def test_two_results_are_compared(lab):
     comparer.get_by_label("first").select_option("cma_plus-1")
     comparer.get_by_label("second").select_option("cma-1")
     until(lambda: comparer.get_by_role("listbox").get_by_role("option").first.inner_text().split()[0] == "+50.0")
+
+
+def test_a_saved_notebook_is_read_without_a_kernel(lab, explorer, folder, browser):
+    status = explorer.get_by_text("computed in").inner_text()
+    lab.keyboard.press("Control+S")
+    saved = until(lambda: status in (text := (folder / "explore.ipynb").read_text()) and json.loads(text))
+    html = ["".join(output["data"]["text/html"]) for cell in without_kernel(saved)["cells"] for output in cell["outputs"]]
+    assert len(html) == 3
+    page = browser.new_page(viewport=LAPTOP, java_script_enabled=False)
+    page.set_content("<html><body>" + "<hr>".join(html))
+    assert page.get_by_text(status).is_visible() and page.get_by_text("2 queries").is_visible()
+    assert page.locator("img").evaluate_all("pictures => pictures.filter(p => p.complete && p.naturalWidth).length") >= 12 + 1 + 7
+    assert page.get_by_role("combobox").first.is_disabled() and page.evaluate("document.documentElement.scrollWidth") <= LAPTOP["width"]
+    page.close()
 
 
 def test_a_restarted_kernel_recovers(lab, explorer):
