@@ -1,14 +1,15 @@
 # Thin: each target is one or two commands; what they do is in scripts/, dvc.yaml and settings.ini.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# On 2 cores, measured with other work beside it: repro 63 minutes, setup included; then study 66 more, and 45 for any number of objects.
-REPRO_NEEDS = about 65 minutes on 2 cores and 6 GB of disk
-STUDY_NEEDS = about 3 hours on 2 cores and 6 GB of disk
+# On 2 cores, measured with other work beside it: repro 63 minutes without danet (about 12 more by its parts), setup included; then study 66 more, about 40 for the
+# other compared models and the transfer (by their parts), and 45 for any number of objects.
+REPRO_NEEDS = about 75 minutes on 2 cores and 6 GB of disk
+STUDY_NEEDS = about 4 hours on 2 cores and 6 GB of disk
 
 .PHONY: repro study smoke test demo docs lab setup announce-repro announce-study
 .NOTPARALLEL:
 
-repro: announce-repro setup       ## cma, cma_plus and danet on four folds, then Tables 1 and 2
+repro: announce-repro setup       ## cma, cma_plus and danet on four folds, then Table 1
 	scripts/study.sh cma cma_plus danet
 
 study: announce-study setup       ## every method, ablation and seed, then Table 1
