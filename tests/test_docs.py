@@ -41,3 +41,14 @@ def test_the_results_in_the_readme_are_those_of_the_report():
     assert {name for name, _, _ in rows} == set(report)
     for name, mean, deviation in rows:
         assert (mean, deviation) == (f"{report[name]['JF']:.1f}", f"{report[name]['JF_sd']:.1f}"), name
+
+
+def test_the_compared_models_in_the_readme_are_those_of_the_reports():
+    "J&F on fold 1: unseen classes as in Table 1, the shifted corpus as in Table 3."
+    unseen = {r["method"]: r for r in json.loads((ROOT / "reports/table1.json").read_text()) if r["fold"] == 1}
+    shifted = {(r["method"], r["tuned"]): r for r in json.loads((ROOT / "reports/transfer.json").read_text()) if r["fold"] == 1}
+    shown = lambda row: "—" if row is None else f"{row['JF']:.1f} [{row['JF_low']:.1f}, {row['JF_high']:.1f}]"
+    rows = re.findall(r"^\| (\w+) \| [\d.]+ \| \d+ \| [\d.]+ \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M)
+    assert {name for name, *_ in rows} == {method for method, _ in shifted}
+    for name, *values in rows:
+        assert values == [shown(unseen[name]), shown(shifted[name, False]), shown(shifted.get((name, True)))], name
