@@ -25,7 +25,9 @@ def test_notebook_begins_with_title_and_purpose(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
 def test_notebook_holds_no_widget_state(path):
     "Progress bars and their state are of the run, not of the notebook, and a thousand lines long."
-    assert "application/vnd.jupyter.widget" not in path.read_text(encoding="utf-8")
+    notebook = nbformat.read(path, 4)
+    kinds = {kind for cell in notebook.cells for output in cell.get("outputs", ()) for kind in output.get("data", ())}
+    assert "widgets" not in notebook.metadata and not [kind for kind in kinds if kind.startswith("application/vnd.jupyter.widget")]
 
 
 def test_the_makefile_has_the_targets_of_the_readme():
