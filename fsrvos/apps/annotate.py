@@ -144,7 +144,7 @@ class ExpressionAnnotator(Shown):
         self.player: ClipPlayer | None = None
         self._place = W.Box(layout=W.Layout(flex="0 1 480px", overflow="visible"))
         side = W.VBox([self.mode, self.about, self.sentence, self.count, _row(self.save, self.reject, self.give_up, self.previous, self.next), self.status, self.sentences,
-                       _row(self.bar, self.progress, gap="8px")], layout=W.Layout(flex="1 1 420px", overflow="visible"))
+                       _row(self.bar, self.progress)], layout=W.Layout(flex="1 1 420px", overflow="visible"))
         self.widget = W.HBox([self._place, side], layout=W.Layout(flex_flow="row wrap", grid_gap="16px", max_width=WIDE, align_items="flex-start"))
 
     def _connect(self) -> None:
