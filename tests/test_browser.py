@@ -136,6 +136,7 @@ def explorer(lab):
 # ---- JupyterLab
 
 def test_every_widget_is_shown(lab):
+    assert [menu.evaluate("menu => menu.value") for menu in part(lab, 1).get_by_role("combobox").all()] == ["all classes", "any", "any number"]
     assert part(lab, 1).locator("img:visible").count() == 12 and part(lab, 1).get_by_text("1–12 of 20 videos").is_visible()
     assert part(lab, 2).get_by_role("button", name="Segment").is_enabled() and part(lab, 3).get_by_text("2 queries").is_visible()
 
@@ -156,6 +157,10 @@ def test_a_video_is_opened_and_its_objects_are_shown(lab):
     bare = changed(player, one)
     drag(lab, slider(browser, "opacity"), 0)
     assert np.array_equal(pixels(player), bare), "where no object is shown, opacity changes nothing"
+    browser.get_by_label("words").fill("")
+    browser.get_by_label("class").select_option("any")
+    browser.get_by_text("of 20 videos").wait_for()
+    assert browser.get_by_label("class").evaluate("menu => menu.value") == "any"
 
 
 def test_sentences_and_sigma_change_the_masks(lab, explorer):

@@ -140,6 +140,11 @@ def test_browse(tiny):
     assert browser.player.view.visible.tolist() == [True, True] and browser.player.image.value == shown
     browser.openers[0].click()
     assert browser.video.id == "fish_0" and len(browser.player.toggles) == 2
+    for menu in (browser.fold, browser.category, browser.objects):
+        menu.index = 0
+        assert menu.index == 0, "the choice of everything is a choice"
+    browser.words.value = ""
+    assert browser.found == list(corpus.videos)
 
 
 # ---- asking
