@@ -25,6 +25,8 @@ ORDER = ("tutorials", "data", "models", "training", "evaluation", "apps", "pipel
 ABOUT = {"results": "Results", "data": "Data", "cite": "How to cite", "licences": "Licences and credits"}
 SOURCE = "https://source.invalid"    # stands for the source pages until they are written: smalldocs takes an address only
 STYLE = """.math.display { display: block; overflow-x: auto; overflow-y: hidden; text-align: center; }
+html.quarto-dark .sidebar-title a { color: inherit; }
+html.quarto-dark .smalldocs-search input { background: transparent; color: inherit; }
 main h1:not(.title) { font-size: 1.7rem; }
 main table { display: block; overflow-x: auto; max-width: 100%; }
 main img, main svg { max-width: 100%; height: auto; }
@@ -104,7 +106,7 @@ def api_index() -> str:
         lines.append(f"\n# fsrvos.{floor}\n\n| module | |\n|---|---|")
         for path in sorted((ROOT / "fsrvos" / floor).glob("[a-z]*.py")):
             docstring = path.read_text(encoding="utf-8").split('"""')[1].split("\n")[0]
-            lines.append(f"| [`fsrvos.{floor}.{path.stem}`]({api_page(path)}.qmd) | {docstring} |")
+            lines.append(f"| [{path.stem}]({api_page(path)}.qmd) | {docstring} |")
     return "\n".join(lines) + "\n"
 
 

@@ -54,7 +54,7 @@ def _control(name: str, s: Mapping) -> str | None:
              "CheckboxModel": lambda: f'<input type="checkbox" disabled{" checked" if s["value"] else ""}>',
              "IntSliderModel": ranged, "FloatSliderModel": ranged,
              "FloatProgressModel": lambda: f'<progress max="{s["max"]}" value="{s["value"]}"></progress>',
-             "PlayModel": lambda: ""}        # nothing moves
+             "PlayModel": lambda: ""}
     return kinds[name]() if name in kinds else None
 
 
@@ -77,6 +77,8 @@ def still(state: Mapping[str, Mapping], model_id: str) -> str:
     control = _control(name, s)
     if control is None:
         return f"<span>{escape(name.removesuffix('Model'))}</span>"
+    if not control:
+        return ""       # nothing plays
     label = escape(s.get("description") or "") if name != "ButtonModel" else ""
     return f'<label {_style(state, record, "margin: 2px 8px 2px 0")}>{label} {control}</label>'
 
