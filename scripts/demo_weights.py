@@ -50,7 +50,7 @@ def multi_scores(cell: str) -> str:
 def main(cell: str, name: str) -> None:
     out, scratch = Path("weights") / name, Path("weights") / f".{name}.partial"
     several = Path(f"results/multi/{cell}.json").exists()
-    trained = json.loads(Path(f"results/{'multi_train' if several else 'train'}/{cell}.json").read_text())
+    trained = json.loads(Path(f"results/{'multi_choice' if several else 'train'}/{cell}.json").read_text())
     method, fold, _ = parse_cell(cell)
     folds = json.loads(Path("data/curated/folds.json").read_text())[str(fold)]
     model = load_model(f"data/{'multi' if several else 'models'}/{cell}")

@@ -33,7 +33,7 @@ select_items transfer_compared | side_by_side 'transfer_compared@{}'
 dvc repro --single-item shots report_transfer
 cat reports/transfer.md
 if [ -n "$(select_items train_multi)" ]; then
-    select_items train_multi | side_by_side 'train_multi@{}' 'evaluate_multi@{}'
+    select_items train_multi | side_by_side 'train_multi@{}' 'choose_multi@{}' 'evaluate_multi@{}'
     dvc repro --single-item report_multi
     cat reports/table5.md
 fi

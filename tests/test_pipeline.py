@@ -217,7 +217,7 @@ def test_smoke_run(capfd):
         assert (made / f"runs/evaluate/{cell}.ipynb").exists()
     for cell in params["multi_cells"]:
         result = json.loads((made / f"results/multi/{cell}.json").read_text())
-        assert result["cell"] == cell and set(result["answers"]) == {"ism", "ism_0.5", "ism_0.8", "argmax", "frame", "oracle", "single"} and result["thresholds"]["sequence"] in params["smoke"]["multi"]["sweep"]["thresholds"]
+        assert result["cell"] == cell and set(result["answers"]) == {"ism", "ism_some", "ism_0.5", "ism_0.8", "argmax", "frame", "oracle", "single"} and result["thresholds"]["sequence"] in params["smoke"]["multi"]["sweep"]["thresholds"]
     assert "ISM, σ of the sweep" in (made / "reports/table5.md").read_text() and (made / "reports/multi_sweep.png").exists() and (made / "reports/multi_examples.png").exists()
     transferred = [*params["transfer_cells"], *params["compared_cells"]]
     for folder, asked in (("transfer", transferred), ("seen", transferred), ("tuned", params["compared_cells"])):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IOU_RIGHT', 'GROUPS', 'Choice', 'LOSS', 'MEASURED', 'match_instances', 'measure', 'summary', 'Sequences',
            'SequencePredictor', 'by_similarity', 'best_sequence', 'by_frame', 'oracle', 'evaluate_multi', 'answers',
-           'sweep', 'best_row', 'choose_examples', 'multi_examples', 'save_records', 'load_records']
+           'sweep', 'best_row', 'save_sweep', 'choose_examples', 'multi_examples', 'save_records', 'load_records']
 
 # %% ../../nbs/evaluation/03_multi_object.ipynb #58ebec58
 import json
@@ -69,7 +69,7 @@ def _brief(records: list[dict]) -> dict:
 # %% ../../nbs/evaluation/03_multi_object.ipynb #04af041d
 @dataclass
 class Sequences:
-    """All sequences of a clip: scores [N] (similarity with the sentence, in (0, 1)), referring [N, T] (the referring head's score in each frame), masks bool [N, T, H, W],
+    """All sequences of a clip: scores [N] (what is compared with σ, in (0, 1)), referring [N, T] (the referring head's score in each frame), masks bool [N, T, H, W],
     gated: the same, empty in frames in which a sequence says that its object is not visible, and presence [] (the probability that anything is meant)."""
 
     scores: torch.Tensor
@@ -194,33 +194,42 @@ def answers(predictor: SequencePredictor, corpus, source, manifest: dict, progre
                 yield query, corpus.read_masks(video_id, frames, query["object_ids"]), sequences
                 bar.update()
 
-# %% ../../nbs/evaluation/03_multi_object.ipynb #6f2d649f
-LOSS = 0.01  # of J&F that saying "nothing" may cost where something is meant
+# %% ../../nbs/evaluation/03_multi_object.ipynb #2f048e60
+LOSS = 0.0025  # of J&F that saying "nothing" may cost where something is meant
 
 
 def sweep(predictor: SequencePredictor, corpus, source, manifest: dict, thresholds: Iterable[float], presences: Iterable[float], *, bound_th: float = 0.008, progress: bool = True) -> dict[str, list[dict]]:
-    """For "sequence" (`by_similarity`, every pair) and "frame" (`by_frame`) rows with `threshold`, `presence` (None for frames), `meant` (mean J&F of the groups 1 and 2+), `JF_0`,
-    `JF_1`, `JF_2+`, and the numbers of `summary` over all queries."""
-    rows, asked = {"sequence": [], "frame": []}, []
+    """For "sequence" (`by_similarity`, every pair), "frame" (`by_frame`) and "argmax" (eq. 7, one row) rows with `threshold`, `presence` (None where there is none), `meant` (mean J&F of the
+    groups 1 and 2+), `JF_0`, `JF_1`, `JF_2+`, and the numbers of `summary` over all queries."""
+    rows, asked, alone = {"sequence": [], "frame": []}, [], []
     for _, truth, s in answers(predictor, corpus, source, manifest, progress):     # what is kept at a σ does not depend on π: it is measured once
         judged = lambda choose: measure(choose(s, truth).masks.numpy(), truth, bound_th)
         asked.append((float(s.presence), judged(by_similarity(1.0, 1.0)), {t: judged(by_similarity(t, -1.0)) for t in thresholds}, {t: judged(by_frame(t)) for t in thresholds}))
+        alone.append(judged(best_sequence))
     for t in thresholds:
         rows["frame"].append(_sweep_row(t, None, [frames[t] for *_, frames in asked]))
         rows["sequence"] += [_sweep_row(t, least, [nothing if presence <= least else kept[t] for presence, nothing, kept, _ in asked]) for least in presences]
-    return rows
+    return {**rows, "argmax": [_sweep_row(None, None, alone)]}
 
 
-def _sweep_row(threshold: float, presence: float | None, records: list[dict]) -> dict:
+def _sweep_row(threshold: float | None, presence: float | None, records: list[dict]) -> dict:
     groups = summary(records)
     apart = {f"JF_{g}": groups[g]["JF"] for g in ("0", "1", "2+") if g in groups}
-    return {"threshold": float(threshold), "presence": presence, "meant": float(np.mean([v for g, v in apart.items() if g != "JF_0"] or [0.0])), **apart, **groups["all"]}
+    return {"threshold": None if threshold is None else float(threshold), "presence": presence, "meant": float(np.mean([v for g, v in apart.items() if g != "JF_0"] or [0.0])), **apart, **groups["all"]}
 
 
 def best_row(rows: list[dict]) -> dict:
     "The row of one way's `sweep` whose thresholds are taken; of equal ones that which loses least."
     least = max(row["meant"] for row in rows) - LOSS
     return max((row for row in rows if row["meant"] >= least), key=lambda row: (row.get("JF_0", 0.0), row["meant"]))
+
+# %% ../../nbs/evaluation/03_multi_object.ipynb #7727c07e
+def save_sweep(path: str | Path, rows: dict[str, list[dict]], info: dict) -> None:
+    "Write `info` and the rows of `sweep` to `path`, a row a line, shares with four digits."
+    short = lambda row: {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+    ways = [f"  {json.dumps(way)}: [\n" + ",\n".join("   " + json.dumps(short(row), separators=(",", ":")) for row in own) + "]" for way, own in rows.items()]
+    head = json.dumps(info, indent=1, ensure_ascii=False)[:-2]
+    write_bytes_atomic(path, (head + ',\n "sweep": {\n' + ",\n".join(ways) + "\n }\n}\n").encode())
 
 # %% ../../nbs/evaluation/03_multi_object.ipynb #a80496a7
 def choose_examples(records: list[dict], seed: int = 0) -> dict[str, dict]:

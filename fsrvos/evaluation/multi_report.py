@@ -19,8 +19,8 @@ from .protocol import bootstrap, decode_masks
 from .report import MISSING, SUPPORT, ReportError, Table, _number, _origin, _png, overlay
 from ..study import parse_cell
 
-# %% ../../nbs/evaluation/04_multi_report.ipynb #ba733efb
-NAMES = {"ism": "ISM, σ of the sweep", "ism_0.5": "ISM, σ = 0.5", "ism_0.8": "ISM, σ = 0.8", "argmax": "argmax (eq. 7), same model", "single": "argmax (eq. 7), single-object model",
+# %% ../../nbs/evaluation/04_multi_report.ipynb #ea10da89
+NAMES = {"ism": "ISM, σ of the sweep", "ism_some": "ISM, never “nothing”", "ism_0.5": "ISM, σ = 0.5", "ism_0.8": "ISM, σ = 0.8", "argmax": "argmax (eq. 7), same model", "single": "argmax (eq. 7), single-object model",
          "frame": "threshold in every frame", "oracle": "oracle choice"}
 
 

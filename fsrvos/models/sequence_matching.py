@@ -93,8 +93,9 @@ class SequenceOutput(FSRVOSOutput):
     evidence: list = None
 
     def scores(self) -> Tensor:
-        "What is compared with σ: [B, N] in (0, 1), of the final layer."
-        return self.similarity_logits[0].float().sigmoid()
+        "What is compared with σ: [B, N] in (0, 1), of the final layer: similarity and mean referring score, halfway between their logits."
+        referring = self.pred_logits.float().squeeze(-1).sigmoid().mean(1)
+        return ((self.similarity_logits[0].float() + torch.logit(referring, 1e-4)) / 2).sigmoid()
 
     def presence(self) -> Tensor:
         "What is compared with π: the probability that the sentence means anything in the clip, [B], of the final layer."
