@@ -1,10 +1,11 @@
 "J and F: the published definition, the golden file, hand-made cases, bad input."
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from fsrvos.evaluation.metrics import contour_accuracy, region_similarity
+from fsrvos.evaluation.metrics import boundary_map, contour_accuracy, region_similarity
 
 GOLDEN = Path(__file__).parent / "golden" / "metric_golden.npz"
 
@@ -60,6 +61,55 @@ def test_equals_the_definition_on_random_masks(seed, bound_th):
     assert region_similarity(prediction, truth) == pytest.approx(slow_j(prediction, truth), abs=1e-12)
 
 
+def dilated_f(prediction, truth, bound_th):
+    "F as the DAVIS toolkit computes it: both outlines of the whole frame dilated by a disk."
+    radius = bound_th if bound_th >= 1 else np.ceil(bound_th * np.linalg.norm(prediction.shape))
+    steps = np.arange(-int(radius), int(radius) + 1)
+    disk = (steps[:, None] ** 2 + steps ** 2 <= radius ** 2).astype(np.uint8)
+    outlines = boundary_map(np.stack([prediction, truth]))
+    found = outlines.sum((1, 2))
+    if not found.all():
+        return float(not found.any())
+    precision, recall = (np.sum(outlines[k] * cv2.dilate(outlines[1 - k].astype(np.uint8), disk)) / found[k] for k in (0, 1))
+    return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
+
+
+def any_mask(rng, height, width):
+    "Empty, full, one pixel, a box or all but a box (often at the border), blobs or speckle."
+    kind, mask = rng.integers(6), np.zeros((height, width), bool)
+    if kind == 0:
+        mask[rng.integers(height), rng.integers(width)] = True
+    elif kind in (1, 2):
+        (top, bottom), (left, right) = np.sort(rng.integers(0, height + 1, 2)), np.sort(rng.integers(0, width + 1, 2))
+        mask[top:bottom, left:right] = True
+    elif kind > 3:
+        return blobs(rng.integers(1 << 30), height, width)
+    return mask ^ (rng.random() < .3)
+
+
+@pytest.mark.parametrize("largest", [7, 40, 130, 300])
+def test_equals_the_dilation_to_the_last_bit(largest):
+    "Thousands of pairs of any size, also of one row or column, at tolerances of the field, in pixels, in fractions of one, and wider than the frame."
+    rng, kinds = np.random.default_rng(largest), set()
+    for _ in range(4000 // largest + 100):
+        height, width = rng.integers(1, largest + 1, 2)
+        prediction, truth = any_mask(rng, height, width), any_mask(rng, height, width)
+        kinds.add((prediction.any(), prediction.all()))
+        assert region_similarity(prediction, truth) == slow_j(prediction, truth)
+        for bound_th in rng.choice((0, .008, .010, .05, 1, 1.5, 2, 2.5, 3, 8, 21), 4, replace=False):
+            assert contour_accuracy(prediction, truth, bound_th) == dilated_f(prediction, truth, bound_th), (height, width, bound_th)
+    assert len(kinds) == 3
+
+
+def test_equals_the_dilation_at_480p():
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:480, :854]
+    for size in (20, 120, 400):
+        prediction, truth = (np.hypot(rows - rng.integers(480), columns - rng.integers(854)) < size * (1 + .2 * np.sin(rows / 9) + .1 * rng.random((480, 854))) for _ in range(2))
+        for bound_th in (.008, .010, 40):
+            assert contour_accuracy(prediction, truth, bound_th) == dilated_f(prediction, truth, bound_th)
+
+
 def test_golden():
     stored = np.load(GOLDEN)
     cases = sorted(name[:2] for name in stored.files if name.endswith("_shape"))
@@ -107,6 +157,12 @@ def test_clip_is_frame_by_frame():
     assert region_similarity(prediction, truth).tolist() == [1, 0, 0]
     assert contour_accuracy(prediction, truth).tolist() == [1, 1, 0]
     assert region_similarity(prediction[:0], truth[:0]).shape == contour_accuracy(prediction[:0], truth[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (1, 1), (1, 9), (9, 1)])
+def test_hardly_a_frame(shape):
+    for value in (np.zeros(shape, bool), np.ones(shape, bool)):
+        assert region_similarity(value, value) == contour_accuracy(value, value) == 1
 
 
 def test_inputs_stay_as_they_were():

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['region_similarity', 'boundary_map', 'tolerance', 'contour_accuracy']
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #77cf4ac2
+# %% ../../nbs/evaluation/00_metrics.ipynb #842133cc
+import math
+
 import cv2
 import numpy as np
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #bf861dee
 def _as_clips(prediction, ground_truth):
     "Both masks as bool `[T, H, W]`, and whether they came as a single `[H, W]`; ValueError where they are no pair of boolean masks."
-    prediction, ground_truth = np.asarray(prediction), np.asarray(ground_truth)
+    prediction, ground_truth = np.ascontiguousarray(prediction), np.ascontiguousarray(ground_truth)
     for name, mask in (("prediction", prediction), ("ground_truth", ground_truth)):
         if mask.dtype != bool:
             raise ValueError(f"{name} has dtype {mask.dtype}, not bool: threshold it first, e.g. {name} > 0.5")
@@ -25,21 +27,27 @@ def _as_clips(prediction, ground_truth):
 def region_similarity(prediction, ground_truth):
     "Region similarity J (intersection over union; 1 where both are empty): bool `[T, H, W]` -> float64 `[T]`, `[H, W]` -> float (DAVIS)."
     prediction, ground_truth, single = _as_clips(prediction, ground_truth)
-    intersection = np.count_nonzero(prediction & ground_truth, axis=(1, 2))
-    union = np.count_nonzero(prediction | ground_truth, axis=(1, 2))
-    j = np.where(union == 0, 1.0, intersection / np.maximum(union, 1))
+    j = np.array([_iou(p, g) for p, g in zip(prediction, ground_truth)], float)
     return float(j[0]) if single else j
+
+
+def _iou(prediction, ground_truth):
+    "J of one frame, bool `[H, W]`."
+    of_prediction, of_truth, intersection = (cv2.countNonZero(mask.view(np.uint8)) for mask in (prediction, ground_truth, prediction & ground_truth))
+    union = of_prediction + of_truth - intersection
+    return intersection / union if union else 1.0
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #65c7c0b1
 def boundary_map(masks):
-    "Outline pixels by the DAVIS (`seg2bmap`) rule: bool `[T, H, W]` -> bool `[T, H, W]`."
-    boundary = np.zeros(masks.shape, bool)
-    right = masks[:, :, :-1] ^ masks[:, :, 1:]
-    below = masks[:, :-1] ^ masks[:, 1:]
-    diagonal = masks[:, :-1, :-1] ^ masks[:, 1:, 1:]
-    boundary[:, :, :-1] |= right
-    boundary[:, :-1] |= below
-    boundary[:, :-1, :-1] |= diagonal
+    "Outline pixels by the DAVIS (`seg2bmap`) rule: bool `[T, H, W]` -> bool `[T, H, W]`; of uint8, each bit for itself."
+    count, height, width = masks.shape
+    pixels = np.ascontiguousarray(masks).reshape(count, height * width)
+    boundary = np.zeros_like(pixels)
+    for step in (1, width, width + 1):  # to the right, below, diagonally: in whole frames, as rows follow each other
+        boundary[:, :-step] |= pixels[:, :-step] ^ pixels[:, step:]
+    boundary = boundary.reshape(masks.shape)
+    boundary[:, :-1, -1:] = masks[:, :-1, -1:] ^ masks[:, 1:, -1:]  # the last column's right neighbour is no neighbour
+    boundary[:, -1:, -1:] = 0
     return boundary
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #a5106a9e
@@ -49,34 +57,91 @@ def tolerance(height, width, bound_th=0.008):
         raise ValueError(f"bound_th is {bound_th}: give a share of the diagonal (below 1, e.g. 0.008) or a number of pixels (1 or more)")
     return bound_th if bound_th >= 1 else int(np.ceil(bound_th * np.linalg.norm((height, width))))
 
-
-def _disk(radius):
-    "All pixels within `radius` of the centre: uint8 `[2R+1, 2R+1]` with R = floor(radius)."
-    offsets = np.arange(-int(radius), int(radius) + 1)
-    return (offsets[:, None] ** 2 + offsets ** 2 <= radius ** 2).astype(np.uint8)
-
-# %% ../../nbs/evaluation/00_metrics.ipynb #3865ac4a
-def _near(boundary, radius):
-    "Pixels within `radius` of a boundary pixel: bool `[H, W]` -> bool `[H, W]`."
-    return cv2.dilate(boundary.view(np.uint8), _disk(radius)) > 0
+# %% ../../nbs/evaluation/00_metrics.ipynb #af60b7eb
+_BLOCKS = 4  # times two masks: the bits of a byte
 
 
-def _crop(*boundaries):
-    "The boundaries `[H, W]`, each cut to the box that holds all of them (contiguous copies)."
-    both = np.logical_or(*boundaries)
-    rows, columns = np.flatnonzero(both.any(1)), np.flatnonzero(both.any(0))
-    box = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-    return [np.ascontiguousarray(boundary[box]) for boundary in boundaries]
+def _fold(prediction, ground_truth, blocks):
+    "Two masks bool `[H, W]` -> uint8 `[rows + 1, W]`, rows = ceil(H / blocks): bit 2b is row block b of the prediction, bit 2b + 1 of the ground truth; no block may be empty."
+    rows = -(-len(prediction) // blocks)
+    folded = np.zeros((rows + 1, prediction.shape[1]), np.uint8)
+    for block in reversed(range(blocks)):
+        for mask in (ground_truth, prediction):
+            part = mask[block * rows:block * rows + rows + 1].view(np.uint8)
+            folded += folded  # every bit one higher
+            folded[:len(part)] |= part
+            folded[len(part):] |= part[-1]
+    return folded
+
+
+def _outlines(prediction, ground_truth, blocks):
+    "Outlines of both masks, folded: bool `[H, W]` twice -> uint8 `[rows, W]`."
+    outlines = boundary_map(_fold(prediction, ground_truth, blocks)[None])[0, :-1]
+    beyond = len(outlines) * blocks - len(prediction)  # rows that the last block has too many
+    outlines[len(outlines) - beyond:] &= (1 << 2 * blocks - 2) - 1
+    return outlines
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #f5314030
+def _with_margins(outlines, reach):
+    "Folded outlines uint8 `[rows, W]` -> `[reach + rows + reach + 1, at least W + reach]`: rows of the neighbouring blocks around, zeros to the right; whole 64-bit words."
+    rows, width = outlines.shape
+    wide = np.zeros((rows + 2 * reach + 1, -(-(width + reach) // 8) * 8), np.uint8)
+    few = min(reach, rows)
+    wide[reach - few:reach, :width] = outlines[rows - few:] << 2
+    wide[reach:reach + rows, :width] = outlines
+    wide[reach + rows:reach + rows + few, :width] = outlines[:few] >> 2
+    return wide
+
+
+def _near(wide, radius):
+    "Outlines with margins -> pixels within `radius` of an outline pixel, each bit for itself, without the rows of the margins."
+    reach, stride = int(radius), wide.shape[1]
+    near = np.zeros((len(wide) - 2 * reach - 1) * stride, np.uint8)
+    grown, spare, length = wide.ravel().copy(), np.empty(wide.size, np.uint8), 1  # grown: every pixel with `length - 1` more after it
+    for d in range(reach, -1, -1):
+        half = math.isqrt(int(radius ** 2) - d * d)
+        while length < 2 * half + 1:
+            step = min(length, 2 * half + 1 - length)
+            spare[:step] = grown[:step]
+            np.bitwise_or(grown[step:], grown[:-step], out=spare[step:])
+            grown, spare, length = spare, grown, length + step
+        for row in {reach - d, reach + d}:
+            start = row * stride + half
+            near |= grown[start:start + near.size]
+    return near.reshape(-1, stride)
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #c6836979
+_PREDICTION = np.uint64(0x5555555555555555)  # the bits of the prediction in a 64-bit word
+
+
+def _counts(outlines, near):
+    "Outline pixels, and those of them that are near the other outline, (prediction, ground truth) each."
+    outlines, near = outlines.ravel().view(np.uint64), near.ravel().view(np.uint64)
+    used = np.flatnonzero(outlines != 0)
+    outlines, near = outlines[used], near[used]
+    matched = outlines & ((near >> 1 & _PREDICTION) | (near & _PREDICTION) << 1)
+    both = []
+    for bits in (outlines, matched):
+        of_prediction = int(np.bitwise_count(bits & _PREDICTION).sum())
+        both.append((of_prediction, int(np.bitwise_count(bits).sum()) - of_prediction))
+    return both
 
 
 def _boundary_f(prediction, ground_truth, radius):
-    "F of one frame from its two boundary maps, bool `[H, W]`."
-    n_prediction, n_truth = np.count_nonzero(prediction), np.count_nonzero(ground_truth)
-    if n_prediction == 0 or n_truth == 0:
-        return float(n_prediction == n_truth)
-    prediction, ground_truth = _crop(prediction, ground_truth)
-    precision = np.count_nonzero(prediction & _near(ground_truth, radius)) / n_prediction
-    recall = np.count_nonzero(ground_truth & _near(prediction, radius)) / n_truth
+    "F of one frame, bool `[H, W]` twice."
+    if not prediction.size:
+        return 1.0
+    reach = int(radius)
+    blocks = _BLOCKS if len(prediction) >= _BLOCKS * max(_BLOCKS, reach) else 1  # margins come from the next block alone; fewer rows than a block has are too many
+    outlines = _outlines(prediction, ground_truth, blocks)
+    columns = np.flatnonzero(outlines.any(0))
+    if not len(columns):
+        return 1.0
+    wide = _with_margins(outlines[:, columns[0]:columns[-1] + 1], reach)
+    found, matched = _counts(wide[reach:reach + len(outlines)], _near(wide, radius))
+    if 0 in found:
+        return 0.0
+    precision, recall = matched[0] / found[0], matched[1] / found[1]
     return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #5601c216
@@ -87,5 +152,5 @@ def contour_accuracy(prediction, ground_truth, bound_th=0.008):
     """
     prediction, ground_truth, single = _as_clips(prediction, ground_truth)
     radius = tolerance(*prediction.shape[1:], bound_th)
-    f = np.array([_boundary_f(p, g, radius) for p, g in zip(boundary_map(prediction), boundary_map(ground_truth))], float)
+    f = np.array([_boundary_f(p, g, radius) for p, g in zip(prediction, ground_truth)], float)
     return float(f[0]) if single else f
