@@ -9,34 +9,19 @@ import torch
 
 from fsrvos.kernels.deformable import cpu_kernel
 from fsrvos.models.deformable import sample_levels, sampler
+from tests.sampling import SHAPES, inputs, with_gradients
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPES = [[(4, 6)], [(5, 7), (3, 2)], [(8, 12), (4, 6), (2, 3)], [(7, 5), (4, 3), (2, 2), (1, 1)]]
-
 needs_kernel = pytest.mark.skipif(cpu_kernel() is None, reason="no C++ compiler here: the plain version runs")
-
-
-def inputs(shapes, channels, batch=2, queries=5, points=3, dtype=torch.float64):
-    "Values, locations inside, outside and on the border of the levels, and weights."
-    torch.manual_seed(0)
-    pixels, heads, levels = sum(h * w for h, w in shapes), 2, len(shapes)
-    value = torch.randn(batch, pixels, heads, channels, dtype=dtype)
-    locations = torch.rand(batch, queries, heads, levels, points, 2, dtype=dtype) * 1.6 - .3
-    weights = torch.rand(batch, queries, heads, levels, points, dtype=dtype)
-    return [x.requires_grad_() for x in (value, locations, weights)]
 
 
 @needs_kernel
 @pytest.mark.parametrize("shapes", SHAPES, ids=len)
 @pytest.mark.parametrize("channels", [3, 8, 16, 24, 32, 64])
 def test_equals_the_plain_version(shapes, channels):
-    value, locations, weights = inputs(shapes, channels)
-    outs = [sample(value, shapes, locations, weights) for sample in (sample_levels, cpu_kernel())]
-    torch.testing.assert_close(outs[1], outs[0], atol=1e-10, rtol=1e-10)
-    way = torch.randn_like(outs[0])
-    plain, fast = (torch.autograd.grad(out, (value, locations, weights), way) for out in outs)
-    for a, b in zip(fast, plain):
-        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+    tensors = inputs(shapes, channels)
+    for fast, plain in zip(with_gradients(cpu_kernel(), shapes, *tensors), with_gradients(sample_levels, shapes, *tensors)):
+        torch.testing.assert_close(fast, plain, atol=1e-9, rtol=1e-9)
 
 
 @needs_kernel
@@ -51,9 +36,18 @@ def test_precision(dtype):
 
 
 @needs_kernel
-def test_gradients_by_finite_differences():
-    value, locations, weights = inputs(SHAPES[1], 3, batch=1, queries=2, points=2)
-    assert torch.autograd.gradcheck(lambda *x: cpu_kernel()(x[0], SHAPES[1], *x[1:]), (value, locations, weights))
+def test_every_gradient_by_finite_differences():
+    tensors = inputs(SHAPES[1], 3, batch=1, queries=2, points=2)
+    assert torch.autograd.gradcheck(lambda *x: cpu_kernel()(x[0], SHAPES[1], *x[1:]), tensors)
+
+
+@needs_kernel
+@pytest.mark.parametrize("shapes", SHAPES, ids=len)
+@pytest.mark.parametrize("channels", [8, 16, 24, 32, 64])
+def test_gradients_by_finite_differences(shapes, channels):
+    "Along random directions, which takes two samplings a tensor instead of two a number."
+    tensors = inputs(shapes, channels, queries=3, points=4)
+    assert torch.autograd.gradcheck(lambda *x: cpu_kernel()(x[0], shapes, *x[1:]), tensors, fast_mode=True)
 
 
 @needs_kernel
@@ -68,9 +62,11 @@ def test_on_the_border_and_far_outside():
 
 
 @needs_kernel
-def test_nothing_in_nothing_out():
-    value, locations, weights = inputs(SHAPES[0], 8, batch=0)
-    assert cpu_kernel()(value, SHAPES[0], locations, weights).shape == (0, 5, 16)
+@pytest.mark.parametrize("batch, queries", [(0, 5), (2, 0)])
+def test_nothing_in_nothing_out(batch, queries):
+    tensors = inputs(SHAPES[0], 8, batch=batch, queries=queries)
+    out, *gradients = with_gradients(cpu_kernel(), SHAPES[0], *tensors)
+    assert out.shape == (batch, queries, 16) and all(g.shape == x.shape and g.eq(0).all() for g, x in zip(gradients, tensors))
 
 
 @needs_kernel
@@ -84,6 +80,17 @@ def test_levels_that_do_not_fit_are_refused():
 def test_registered_as_torch_wants_it():
     value, locations, weights = inputs(SHAPES[1], 8, dtype=torch.float32)
     torch.library.opcheck(torch.ops.fsrvos.sample_levels.default, (value, torch.tensor(SHAPES[1]), locations, weights))
+    detached = [x.detach() for x in (value, locations, weights)]
+    torch.library.opcheck(torch.ops.fsrvos.sample_levels_backward.default, (torch.ones(2, 5, 16), detached[0], torch.tensor(SHAPES[1]), *detached[1:]))
+
+
+@needs_kernel
+def test_compile_sees_through():
+    tensors, sample = inputs(SHAPES[1], 8, dtype=torch.float32), cpu_kernel()
+    compiled = torch.compile(lambda *x: 2 * sample(x[0].sin(), SHAPES[1], *x[1:]), fullgraph=True, backend="aot_eager")
+    plain = with_gradients(lambda v, shapes, *rest: 2 * sample_levels(v.sin(), shapes, *rest), SHAPES[1], *tensors)
+    for a, b in zip(with_gradients(lambda v, shapes, *rest: compiled(v, *rest), SHAPES[1], *tensors), plain):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 def test_without_a_compiler_there_is_one_warning_and_the_plain_version(tmp_path):

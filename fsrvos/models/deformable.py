@@ -9,12 +9,14 @@ __all__ = ['sample_levels', 'sampler', 'DeformableAttention', 'feed_forward', 'E
 
 # %% ../../nbs/models/03_deformable.ipynb #4f4e5213
 import math
+import os
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.deformable import cpu_kernel
+from ..kernels.deformable_triton import cuda_kernel
 from .fusion import Attention
 
 # %% ../../nbs/models/03_deformable.ipynb #f18f21ec
@@ -36,8 +38,9 @@ def sample_levels(value: Tensor, shapes: list[tuple[int, int]], locations: Tenso
 
 # %% ../../nbs/models/03_deformable.ipynb #8fb2c6b1
 def sampler(device: torch.device):
-    "What samples on `device`: the C++ kernel on a CPU where there is one, else `sample_levels`."
-    return (cpu_kernel() if torch.device(device).type == "cpu" else None) or sample_levels
+    "What samples on `device`: the C++ kernel on a CPU, the Triton kernel on an NVIDIA GPU, where there is one; else, or with FSRVOS_KERNELS=reference in the environment, `sample_levels`."
+    kernel = {"cpu": cpu_kernel, "cuda": cuda_kernel}.get(torch.device(device).type) if os.environ.get("FSRVOS_KERNELS") != "reference" else None
+    return (kernel and kernel()) or sample_levels
 
 # %% ../../nbs/models/03_deformable.ipynb #4193ea92
 class DeformableAttention(nn.Module):
