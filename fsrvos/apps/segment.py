@@ -298,8 +298,8 @@ class Segmenter:
         linker, kept, total, presence = SequenceLinker.of_queries(self.overlap) if self.single else SequenceLinker(self.overlap), [], 0, 0.0
         with tqdm(desc="segment", unit="frame", disable=not progress) as bar:
             for start, frames in windows(source, self.chunk, self.overlap):
-                logits, gates, scores, embeddings, present = self._answer(frames, *words)
-                owners = linker.add((logits > 0) & gates[..., None, None], scores, embeddings)
+                logits, gates, scores, referring, embeddings, present = self._answer(frames, *words)
+                owners = linker.add((logits > 0) & gates[..., None, None], scores, embeddings, referring)
                 self._keep(kept, owners, logits, gates, start)
                 presence = max(presence, present)   # what is meant in one chunk is meant in the video
                 total, size, seen = start + len(frames), frames.shape[1:3], resized_size(*frames.shape[1:3], self.short, self.longest)
@@ -324,13 +324,13 @@ class Segmenter:
         small = resize_frames(frames, resized_size(*frames.shape[1:3], self.short, self.longest))
         return self.model.encode_frames(_normalise(small, encoder.mean, encoder.std)[None].to(self.device))
 
-    def _answer(self, frames: np.ndarray, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
-        "-> mask logits [N, T, h, w], where each sequence is visible bool [N, T], scores [N], embeddings [N, C] (None: single), presence."
+    def _answer(self, frames: np.ndarray, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, float]:
+        "-> mask logits [N, T, h, w], where each sequence is visible bool [N, T], scores [N], mean referring scores [N], embeddings [N, C] (None: single), presence."
         output = self.model.decode(self._encode(frames), words, mask, **self._support)
         logits, referring = output.pred_masks[0].transpose(0, 1).float().cpu(), output.pred_logits[0, ..., 0].float().sigmoid().T.cpu()
         if self.single:  # eq. 7
-            return logits, torch.ones(referring.shape, dtype=torch.bool), referring.mean(1), None, 1.0
-        return logits, (output.visibility_logits[0, 0] > 0).T.cpu(), output.scores()[0].cpu(), output.embeddings[0].float().cpu(), float(output.presence())
+            return logits, torch.ones(referring.shape, dtype=torch.bool), referring.mean(1), referring.mean(1), None, 1.0
+        return logits, (output.visibility_logits[0, 0] > 0).T.cpu(), output.scores()[0].cpu(), referring.mean(1), output.embeddings[0].float().cpu(), float(output.presence())
 
     def _keep(self, kept: list[dict], owners: list[int], logits: Tensor, gates: Tensor, start: int) -> None:
         "Compressed logits of every frame in which a sequence shows anything, by track; in a seam the later chunk speaks."

@@ -135,10 +135,10 @@ Choice = Callable[[Sequences, np.ndarray], SequenceSet]
 
 
 def by_similarity(threshold: float, presence: float = 0.5, duplicate_iou: float = 0.7) -> Choice:
-    "Instance sequence matching at σ = `threshold` and π = `presence`; at π < 0 something is always meant."
+    "Instance sequence matching at σ = `threshold` and π = `presence`: the sequence of eq. 7 and what is above σ, or nothing; at π < 0 something is always meant."
     def choose(s: Sequences, truth: np.ndarray) -> SequenceSet:
         nothing = float(s.presence) <= presence
-        return keep_sequences(s.scores, s.gated, 1.0 if nothing else threshold, nothing, duplicate_iou)
+        return keep_sequences(s.scores, s.gated, 1.0 if nothing else threshold, nothing, duplicate_iou, s.referring.mean(1))
     return choose
 
 

@@ -120,7 +120,7 @@ def ablation(results: dict, fold: int = 1) -> Table:
 
 # %% ../../nbs/evaluation/04_multi_report.ipynb #5792dcf1
 def sweep_figure(sweeps: dict[str, dict[str, list[dict]]]) -> Figure:
-    "{cell: `sweep(...)`} -> J&F, precision, recall and count error against σ at each cell's π, and J&F against π at its σ: mean over cells with their range."
+    "{cell: `sweep(...)`} -> J&F (dashed: of eq. 7), precision, recall and count error against σ at each cell's π, and J&F against π at its σ: mean over cells with their range."
     figure = Figure(figsize=(11, 2.9), dpi=110, layout="constrained")
     panels = figure.subplots(1, 4)
     best = {cell: best_row(found["sequence"]) for cell, found in sweeps.items()}
@@ -131,6 +131,10 @@ def sweep_figure(sweeps: dict[str, dict[str, list[dict]]]) -> Figure:
                                               ("threshold", "presence", panels[2], [("count_error", "mean error of the count", "tab:brown")], 1)):
         for name, label, colour in lines:
             _band(panel, along(axis, fixed), axis, name, label, colour, factor)
+    for name, _, colour in groups[1:3]:
+        alone = [found["argmax"][0][name] for found in sweeps.values() if name in found["argmax"][0]]
+        for panel in (panels[0], panels[3]) if alone else ():
+            panel.axhline(100 * np.mean(alone), color=colour, ls="--", lw=.8)
     for row in best.values():
         panels[0].plot(row["threshold"], 100 * row["meant"], "k*", ms=8)
         panels[3].plot(row["presence"], 100 * row["meant"], "k*", ms=8)
@@ -138,7 +142,7 @@ def sweep_figure(sweeps: dict[str, dict[str, list[dict]]]) -> Figure:
         panel.set(xlabel=x, ylabel=text)
         panel.grid(alpha=.3)
         panel.legend(fontsize=6)
-    figure.suptitle(f"Held-out videos of training classes: {', '.join(sweeps)}", fontsize=10)
+    figure.suptitle(f"Held-out videos of training classes (stars: what is taken; dashed: eq. 7): {', '.join(sweeps)}", fontsize=10)
     return figure
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 # %% ../../nbs/models/10_linking.ipynb #6a8dd08a
 @dataclass
 class SequenceSet:
-    "What answers a sentence: masks bool [M̂, T, H, W], scores [M̂] in (0, 1), descending, queries [M̂] (which sequence each is)."
+    "What answers a sentence: masks bool [M̂, T, H, W], scores [M̂] in (0, 1), descending (but the sequence that is kept in any case comes first), queries [M̂] (which sequence each is)."
 
     masks: Tensor
     scores: Tensor
@@ -48,31 +48,37 @@ def without_duplicates(masks: Tensor, iou: float) -> Tensor:
     return torch.tensor(stay, dtype=torch.int64, device=masks.device)
 
 
-def keep_sequences(scores: Tensor, masks: Tensor, threshold: float, allow_none: bool = True, duplicate_iou: float = 0.7) -> SequenceSet:
+def keep_sequences(scores: Tensor, masks: Tensor, threshold: float, allow_none: bool = True, duplicate_iou: float = 0.7, referring: Tensor | None = None) -> SequenceSet:
     """Scores [N] in (0, 1) and masks bool [N, T, H, W] of one clip -> what answers.
 
-    Everything above `threshold`, without duplicates; where nothing is: nothing, or with allow_none=False the best one."""
+    Everything above `threshold`, without duplicates; with allow_none=False before them the sequence with the best `referring` (mean referring score [N], eq. 7; None: the best score)."""
     order = scores.argsort(descending=True, stable=True)
     chosen = order[scores[order] > threshold]
-    if len(chosen) == 0 and not allow_none:
-        chosen = order[:1]
+    if not allow_none:
+        best = order[:1] if referring is None else referring.argmax(keepdim=True)
+        chosen = torch.cat((best, chosen[chosen != best]))
     chosen = chosen[without_duplicates(masks[chosen], duplicate_iou)]
     return SequenceSet(masks[chosen], scores[chosen], chosen)
 
 # %% ../../nbs/models/10_linking.ipynb #facbf716
 @dataclass
 class Track:
-    "An object followed over the chunks: its embedding [C] (mean over visible frames), seam bool [S, H, W], score summed over `frames` visible frames, masks by frame number."
+    "An object followed over the chunks: its embedding [C] (mean over visible frames), seam bool [S, H, W], score and referring score summed over `frames` visible frames, masks by frame number."
 
     embedding: Tensor
     seam: Tensor
     total: float
+    referring: float
     frames: int
     masks: dict = field(default_factory=dict)
 
     @property
     def score(self) -> float:
         return self.total / max(self.frames, 1)
+
+    @property
+    def mean_referring(self) -> float:
+        return self.referring / max(self.frames, 1)
 
 
 def _encode(mask: Tensor) -> dict:
@@ -94,9 +100,9 @@ class SequenceLinker:
         self.overlap, self.embedding_weight, self.least = overlap, embedding_weight, least
         self.tracks, self.end, self.size = [], 0, None
 
-    def add(self, masks: Tensor, scores: Tensor, embeddings: Tensor | None = None) -> list[int]:
-        """The next chunk: masks bool [N, T, H, W] (already empty where not visible), scores [N], embeddings [N, C] (None: one for each query). -> the number of the track that each
-        sequence belongs to.
+    def add(self, masks: Tensor, scores: Tensor, embeddings: Tensor | None = None, referring: Tensor | None = None) -> list[int]:
+        """The next chunk: masks bool [N, T, H, W] (already empty where not visible), scores [N], embeddings [N, C] (None: one for each query), mean referring scores [N] (None: the scores).
+        -> the number of the track that each sequence belongs to.
 
         Raises ValueError where the chunk is not longer than the seam or of another size than the first."""
         shared = self.overlap if self.tracks else 0
@@ -110,8 +116,8 @@ class SequenceLinker:
         seen = set(owners)
         for track in (t for i, t in enumerate(self.tracks) if i not in seen):
             track.seam = torch.zeros_like(masks[0, masks.shape[1] - self.overlap:])
-        for mask, score, embedding, owner in zip(masks, scores, embeddings, owners):
-            self._extend(owner, mask[shared:], float(score), embedding, mask[mask.shape[0] - self.overlap:])
+        for mask, score, refers, embedding, owner in zip(masks, scores, scores if referring is None else referring, embeddings, owners):
+            self._extend(owner, mask[shared:], float(score), float(refers), embedding, mask[mask.shape[0] - self.overlap:])
         self.end += masks.shape[1] - shared
         return owners
 
@@ -129,13 +135,13 @@ class SequenceLinker:
         fresh = iter(range(len(self.tracks), len(self.tracks) + len(owners)))
         return [next(fresh) if owner < 0 else owner for owner in owners]
 
-    def _extend(self, owner: int, masks: Tensor, score: float, embedding: Tensor, seam: Tensor) -> None:
+    def _extend(self, owner: int, masks: Tensor, score: float, referring: float, embedding: Tensor, seam: Tensor) -> None:
         visible = int(masks.flatten(1).any(1).sum())
         if owner == len(self.tracks):
-            self.tracks.append(Track(embedding.float().clone(), seam, 0.0, 0))
+            self.tracks.append(Track(embedding.float().clone(), seam, 0.0, 0.0, 0))
         track, weight = self.tracks[owner], max(visible, 1)
         track.embedding = (track.embedding * track.frames + embedding.float() * weight) / (track.frames + weight)
-        track.seam, track.total, track.frames = seam, track.total + score * weight, track.frames + weight
+        track.seam, track.total, track.referring, track.frames = seam, track.total + score * weight, track.referring + referring * weight, track.frames + weight
         track.masks |= {self.end + t: _encode(mask) for t, mask in enumerate(masks) if mask.any()}
 
     def masks(self, number: int) -> Tensor:
@@ -147,12 +153,13 @@ class SequenceLinker:
 
     def answer(self, threshold: float, allow_none: bool = True, duplicate_iou: float = 0.7) -> SequenceSet:
         "What answers the sentence over the whole clip: see `keep_sequences`. Only tracks that may be kept are decoded."
-        scores = torch.tensor([t.score for t in self.tracks])
-        chosen = (scores > threshold).nonzero().flatten()
-        if len(chosen) == 0 and not allow_none:
-            chosen = scores.argmax(keepdim=True)
+        scores, referring = torch.tensor([t.score for t in self.tracks]), torch.tensor([t.mean_referring for t in self.tracks])
+        may_be_kept = scores > threshold
+        if not allow_none:
+            may_be_kept[referring.argmax()] = True
+        chosen = may_be_kept.nonzero().flatten()
         masks = torch.stack([self.masks(int(i)) for i in chosen]) if len(chosen) else torch.zeros(0, self.end, *self.size, dtype=torch.bool)
-        kept = keep_sequences(scores[chosen], masks, threshold, allow_none, duplicate_iou)
+        kept = keep_sequences(scores[chosen], masks, threshold, allow_none, duplicate_iou, referring[chosen])
         return SequenceSet(kept.masks, kept.scores, chosen[kept.queries])
 
 

@@ -94,8 +94,11 @@ class SequenceOutput(FSRVOSOutput):
 
     def scores(self) -> Tensor:
         "What is compared with σ: [B, N] in (0, 1), of the final layer: similarity and mean referring score, halfway between their logits."
-        referring = self.pred_logits.float().squeeze(-1).sigmoid().mean(1)
-        return ((self.similarity_logits[0].float() + torch.logit(referring, 1e-4)) / 2).sigmoid()
+        return ((self.similarity_logits[0].float() + torch.logit(self.referring(), 1e-4)) / 2).sigmoid()
+
+    def referring(self) -> Tensor:
+        "What eq. 7 compares: the mean referring score [B, N] over the frames, in (0, 1), of the final layer."
+        return self.pred_logits.float().squeeze(-1).sigmoid().mean(1)
 
     def presence(self) -> Tensor:
         "What is compared with π: the probability that the sentence means anything in the clip, [B], of the final layer."
@@ -167,11 +170,11 @@ def sequence_masks(output: SequenceOutput, size: tuple[int, int], gate: bool = T
 
 def match_sequences(output: SequenceOutput, size: tuple[int, int], config: SequenceMatchingConfig) -> list[SequenceSet]:
     "The answer for each clip of a batch: one `SequenceSet` with masks of `size`, by the configuration's threshold."
-    clips = zip(output.scores(), output.presence(), sequence_masks(output, size))
-    return [keep_sequences(score, mask, **rule_of(float(presence), config)) for score, presence, mask in clips]
+    clips = zip(output.scores(), output.referring(), output.presence(), sequence_masks(output, size))
+    return [keep_sequences(score, mask, **rule_of(float(presence), config), referring=referring) for score, referring, presence, mask in clips]
 
 
 def rule_of(presence: float, config: SequenceMatchingConfig) -> dict:
-    "Threshold, allow_none and duplicate_iou of `keep_sequences` for a clip with this presence: nothing, or what is above σ, and at least one."
+    "Threshold, allow_none and duplicate_iou of `keep_sequences` for a clip with this presence: nothing, or what is above σ and, in any case, the sequence of eq. 7."
     nothing = config.allow_none and presence <= config.presence_threshold
     return dict(threshold=1.0 if nothing else config.threshold, allow_none=nothing, duplicate_iou=config.duplicate_iou)
