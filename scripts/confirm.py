@@ -1,6 +1,7 @@
 """confirm.py [COMMIT]: results stay valid after a change of code that changes no number, if a sample of the study, run again, shows it.
 
-A change of code that results depend on makes all of them stale, also when it cannot change a number (a new option, a renamed variable). Two hours of the study need not be run again for that:
+A change of code that results depend on makes all of them stale, also when it cannot change a number (a new option and its parameter, a renamed variable). Two hours of the study need not be run
+again for that:
 
     dvc repro --single-item curate features oracles pretrain@cma train@cma-1 evaluate@cma-1     # a sample: at least one item of every stage that is stale
     python scripts/confirm.py                                                                  # against HEAD, or the commit named
@@ -13,6 +14,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -48,12 +50,19 @@ def differences(item: str, before: dict, now: dict, old_text) -> list[str]:
     return found
 
 
+def says_all_of(before: object, now: object) -> bool:
+    "Do the parameters `now` hold every one of those before, with its value? More of them may be there: what the code did not know, the sample shows to change nothing."
+    if isinstance(before, dict) and isinstance(now, dict):
+        return all(key in now and says_all_of(value, now[key]) for key, value in before.items())
+    return before == now
+
+
 def split(before: dict[str, dict], now: dict[str, dict], is_code) -> tuple[list[str], list[str]]:
     "Items that were run again, and those of the same stages that were not. SystemExit where more than code differs, or nothing was run."
     again = [i for i in now if i in before and now[i]["deps"] != before[i]["deps"] and i.split("@")[0] not in KEPT_OUT]
     made = {path for i in again for path in now[i]["outs"]}  # what the sample made is compared apart, clocks left out
     data = lambda deps: {p: m for p, m in deps.items() if not is_code(p) and p not in made}
-    more = [i for i in again if now[i]["params"] != before[i]["params"] or data(now[i]["deps"]) != data(before[i]["deps"])]
+    more = [i for i in again if not says_all_of(before[i]["params"], now[i]["params"]) or data(now[i]["deps"]) != data(before[i]["deps"])]
     if more:
         sys.exit(f"{', '.join(more)}: parameters or data differ, too; run the study again")
     if not again:
@@ -62,16 +71,24 @@ def split(before: dict[str, dict], now: dict[str, dict], is_code) -> tuple[list[
     return again, [i for i in now if i.split("@")[0] in stages and i not in again]
 
 
-def restamp(text: str, code: str) -> str:
-    "The text of a result with another code hash; the hash that measured stays beside it."
+def restamp(text: str, code: str, params: str) -> str:
+    "The text of a result with other hashes of code and parameters; the code hash that measured stays beside it."
     first = re.search(r'"code":\s*"([0-9a-f]{16})"', text)[1]
     kept = "" if '"measured_with"' in text else f', "measured_with": "{first}"'
-    return re.sub(r'("code":\s*)"[0-9a-f]{16}"', rf'\1"{code}"{kept}', text, count=1)
+    text = re.sub(r'("code":\s*)"[0-9a-f]{16}"', rf'\1"{code}"{kept}', text, count=1)
+    return re.sub(r'("params":\s*)"[0-9a-f]{16}"', rf'\1"{params}"', text, count=1)
+
+
+def params_of(text: str) -> dict:
+    "The parameters in the text of a params.yaml."
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "params.yaml").write_text(text)
+        return load_params(Path(folder) / "params.yaml")
 
 
 def confirm(commit: str) -> None:
     show = lambda path: subprocess.run(["git", "show", f"{commit}:{path}"], capture_output=True, text=True, check=True).stdout
-    before, now, params = read_lock(show("dvc.lock")), read_lock(Path("dvc.lock").read_text()), load_params()
+    before, now, params, params_then = read_lock(show("dvc.lock")), read_lock(Path("dvc.lock").read_text()), load_params(), params_of(show("params.yaml"))
     again, others = split(before, now, lambda p: p.startswith(("fsrvos/", "nbs/", "kernels/")))
     wrong = [line for i in again for line in differences(i, before[i], now[i], show)]
     if wrong:
@@ -79,15 +96,15 @@ def confirm(commit: str) -> None:
     print(f"the same, bit for bit: {', '.join(again)}")
     for item in others:
         stage, name = item.split("@")
-        provenance = stage_provenance(stage, params, name if stage.startswith("pretrain") else parse_cell(name).method)
+        provenance, then = (stage_provenance(stage, p, name if stage.startswith("pretrain") else parse_cell(name).method) for p in (params, params_then))
         for path in (p for p in now[item]["outs"] if p.startswith("results/") and p.endswith(".json")):
             text = Path(path).read_text()
             made = json.loads(text).get("provenance")
             if made is None:
                 continue
-            if (made["params"], made["data"]) != (provenance["params"], provenance["data"]):
+            if (made["params"], made["data"]) != (then["params"], provenance["data"]):
                 sys.exit(f"{path}: made with other parameters or data; run {item} again")
-            Path(path).write_text(restamp(text, provenance["code"]))
+            Path(path).write_text(restamp(text, provenance["code"], provenance["params"]))
     subprocess.run(["dvc", "commit", "--force", *others], check=True)
     print(f"confirmed: {', '.join(others)}")
 

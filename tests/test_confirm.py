@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from confirm import differences, read_lock, restamp, split, without_clocks  # noqa: E402
+from confirm import differences, read_lock, restamp, says_all_of, split, without_clocks  # noqa: E402
 
 LOCK = """
 stages:
@@ -53,7 +53,14 @@ def test_a_number_that_differs_is_named(tmp_path, monkeypatch):
 
 def test_the_hash_that_measured_stays():
     text = '{"provenance": {\n "code": "0123456789abcdef", "params": "fedcba9876543210"}}'
-    once = restamp(text, "1" * 16)
+    once = restamp(text, "1" * 16, "fedcba9876543210")
     assert json.loads(once)["provenance"] == {"code": "1" * 16, "measured_with": "0123456789abcdef", "params": "fedcba9876543210"}
-    assert json.loads(restamp(once, "2" * 16))["provenance"] == {"code": "2" * 16, "measured_with": "0123456789abcdef", "params": "fedcba9876543210"}
+    assert json.loads(restamp(once, "2" * 16, "a" * 16))["provenance"] == {"code": "2" * 16, "measured_with": "0123456789abcdef", "params": "a" * 16}
     assert without_clocks("x.json", once) == {}
+
+
+def test_parameters_may_be_added_but_not_changed():
+    assert says_all_of({"train": {"lr": 1}}, {"train": {"lr": 1, "augment": False}, "more": 2})
+    assert not says_all_of({"train": {"lr": 1}}, {"train": {"lr": 2, "augment": False}}) and not says_all_of({"train": {"lr": 1}}, {"train": {}}) and not says_all_of([1], [1, 2])
+    now = read_lock(LOCK.replace("md5: 1", "md5: 2", 1).replace("seed: 0", "seed: 0, more: 1", 1))
+    assert split(read_lock(LOCK), now, is_code) == (["train@a-1"], ["train@a-2"])
