@@ -125,7 +125,7 @@ def test_pixel_source(tiny_corpus):
     assert torch.allclose(lite.frames("cat_0", frames)[0], (pixels - 127) / 128, atol=1e-5)
     large = PixelSource(corpus, tokenizer, size=(360, 640))
     assert large.frames("cat_0", frames)[0].shape == (2, 3, 360, 540)
-    assert large.masks("cat_0", frames, (2, 1)).shape == (2, 2, 32, 48)
+    assert large.masks("cat_0", frames, (2, 1)).shape == (2, 2, 360, 540), "as large as the frames"
     assert large.words("a cat").tolist() == [101, 1, 3, 102]
 
 

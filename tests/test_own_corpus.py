@@ -14,23 +14,23 @@ from fsrvos.data.corpus import Corpus, Expression, ObjectTrack, Video, check_cor
 from tests.tiny import make_tiny_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZE = (40, 72)         # neither the rendered corpus's nor a multiple of 32
+SIZES = ((40, 72), (56, 64))     # of the frames of a class's videos in turn: neither the rendered corpus's nor multiples of 32
 VIDEOS = {"bateau_à_voile": 3, "kite": 2, "teapot": 3, "zeppelin": 2}
 
 
 def write_own_corpus(root: Path) -> Corpus:
-    "Ten videos of four classes of one or two discs, one video of two classes, one class with a single video; no kinds of sentences, frames numbered with gaps."
-    videos = [_write_video(root, f"{name}-{n}", (name,) * (1 + n % 2), 5 + n) for name, count in VIDEOS.items() for n in range(count)]
-    videos += [_write_video(root, "both", ("kite", "teapot"), 6), _write_video(root, "lonely", ("dodo",), 6)]
+    "Ten videos of four classes of one or two discs, in two sizes, one video of two classes, one class with a single video; no kinds of sentences, frames numbered with gaps."
+    videos = [_write_video(root, f"{name}-{n}", (name,) * (1 + n % 2), 5 + n, SIZES[n % 2]) for name, count in VIDEOS.items() for n in range(count)]
+    videos += [_write_video(root, "both", ("kite", "teapot"), 6, SIZES[0]), _write_video(root, "lonely", ("dodo",), 6, SIZES[0])]
     write_metas(root, videos)
     return Corpus.load(root)
 
 
-def _write_video(root: Path, name: str, categories: tuple[str, ...], count: int) -> Video:
+def _write_video(root: Path, name: str, categories: tuple[str, ...], count: int, size: tuple[int, int]) -> Video:
     frames = tuple(f"{7 * t:05d}" for t in range(count))
-    y, x = np.mgrid[:SIZE[0], :SIZE[1]]
+    y, x = np.mgrid[:size[0], :size[1]]
     for t, frame in enumerate(frames):
-        ids = np.zeros(SIZE, np.uint8)
+        ids = np.zeros(size, np.uint8)
         for i in range(len(categories)):
             ids[(y - 10 - 20 * i) ** 2 + (x - 14 - 5 * t) ** 2 < 60] = i + 1
         write_masks(root / "train/Annotations" / name / f"{frame}.png", ids)
@@ -55,13 +55,21 @@ def own_params() -> dict:
     return params
 
 
+def from_pixels(params: dict) -> dict:
+    "The same as size `paper` does it: no feature is kept, training augments frames in processes of its own, everything else resizes them first."
+    params["features"] |= {"short": 48, "longest": 64, "keep": False}
+    params["train"] |= {"augment": True, "num_workers": 1}
+    params["cells"], params["pretrain"]["methods"], params["transfer_cells"] = {"cma-1": "cma"}, ["cma"], ["cma-1"]
+    return params
+
+
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(tmp_path, request):
     "What a stage needs of the checkout, in a repository of its own, with a pretraining corpus and the own one."
     for name in ("fsrvos", "kernels", "nbs/pipeline"): shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "kernels"))
     for name in ("dvc.yaml", "data.dvc", ".dvcignore"): shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "fsrvos/kernels").symlink_to("../kernels")
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(own_params(), sort_keys=False))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(request.param(own_params()), sort_keys=False))
     make_tiny_corpus(tmp_path / "data/embedded/pretrain", classes=("cat", "dog"), videos_per_class=2)
     write_own_corpus(tmp_path / "data/films")
     return tmp_path
@@ -75,7 +83,8 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.smoke
-def test_an_own_corpus_runs_through_the_pipeline(checkout):
+@pytest.mark.parametrize("checkout, cell", [(lambda params: params, "cma_plus-1"), (from_pixels, "cma-1")], indirect=["checkout"], ids=["features", "pixels"])
+def test_an_own_corpus_runs_through_the_pipeline(checkout, cell):
     assert check_corpus(checkout / "data/films", images=True) == []
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "commit", "-q", "-f", "data.dvc"]): run(checkout, *command)
     run(checkout, "dvc", "repro", "report")
@@ -83,10 +92,12 @@ def test_an_own_corpus_runs_through_the_pipeline(checkout):
     assert sorted(folds["1"]["train"] + folds["1"]["test"]) == sorted(VIDEOS) and len(folds) == 2
     curation = json.loads((checkout / "reports/curation.json").read_text())
     assert curation["videos_after"] == VIDEOS and "class dodo" in str(curation["steps"]) and "several categories: kite, teapot" in str(curation["steps"])
-    for cell in ("cma_plus-1", "prototype-1"):
-        result = json.loads((checkout / f"results/evaluate/{cell}.json").read_text())
+    for name in (cell, "prototype-1"):
+        result = json.loads((checkout / f"results/evaluate/{name}.json").read_text())
         assert set(result["queries"]["class"]) == set(folds["1"]["test"]) and set(result["summary"]["per_swap"]) == {"right", "no_support", "wrong_support", "wrong_words"}
     table = json.loads((checkout / "reports/table1.json").read_text())
-    assert {(row["method"], row["fold"], row["runs"]) for row in table} == {("cma_plus", 1, 2), ("prototype", 1, 2)}
-    assert "cma_plus" in (checkout / "reports/table1.md").read_text() and list((checkout / "reports").glob("qualitative_cma_plus-1.png"))
+    assert {(row["method"], row["fold"], row["runs"]) for row in table} == {(cell[:-2], 1, 2), ("prototype", 1, 2)}
+    assert cell[:-2] in (checkout / "reports/table1.md").read_text()
+    assert (checkout / "reports/qualitative_cma_plus-1.png").exists() == (cell == "cma_plus-1"), "pictures are of the methods that evaluate.pictures names"
+    assert any((checkout / "data/features").iterdir()) == (cell == "cma_plus-1"), "features are kept, or they are not"
     assert "up to date" in run(checkout, "dvc", "repro", "report").stdout

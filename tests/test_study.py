@@ -43,7 +43,7 @@ def test_every_size_makes_settings_that_the_code_accepts(tmp_path, size):
     assert set(params["evaluate"]["pictures"]) <= set(params["methods"])
     FineTuning(**params["transfer"]["fine_tune"])
     for method in {*params["cells"].values(), *params["compared_cells"].values()}:
-        model_class(architecture(params, method)).config_class.from_preset(params["model"]["preset"], **params["features"], **method_config(params, method))
+        model_class(architecture(params, method)).config_class.from_preset(params["model"]["preset"], **{k: params["features"][k] for k in ("vision", "text")}, **method_config(params, method))
         for stage in ("pretrain", "train"):
             settings = training_config(params, method, stage)
             TrainSettings(**{k: v for k, v in settings.items() if k not in ("frames", "shots", "class_name_dropout", "other_sentences")})

@@ -96,7 +96,7 @@ class FrameSource(Protocol):
         "Word features, float [L,C], or token ids, int64 [L]."
 
     def masks(self, video_id: str, frames: tuple[str, ...], object_ids: tuple[int, ...]) -> torch.Tensor:
-        "Masks of M objects, bool [M,T,H,W], in the size of the corpus."
+        "Masks of M objects, bool [M,T,H,W], in the size of the frames that the features are of."
 
 # %% ../../nbs/data/03_episodes.ipynb #12059645
 def resized_size(height: int, width: int, short: int, longest: int | None) -> tuple[int, int]:
@@ -135,7 +135,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class PixelSource:
     """Raw pixels and token ids: one level, float [T,3,H,W], normalised with `mean` and `std` (of values in 0–1).
 
-    `size` = (short side, longest side) resizes frames, (360, 640) in the paper's test; masks keep the corpus's size.
+    `size` = (short side, longest side) resizes frames, (360, 640) in the paper's test, and masks with them.
     EfficientNet-Lite0 takes (x − 127)/128 of byte values: mean 127/255, std 128/255."""
 
     def __init__(self, corpus: Corpus, tokenizer: Callable, size: tuple[int, int] | None = None,
@@ -161,7 +161,8 @@ class PixelSource:
         return torch.tensor(self.tokenizer(text)["input_ids"], dtype=torch.int64)
 
     def masks(self, video_id: str, frames: tuple[str, ...], object_ids: tuple[int, ...]) -> torch.Tensor:
-        return torch.from_numpy(self.corpus.read_masks(video_id, frames, object_ids))
+        masks = self.corpus.read_masks(video_id, frames, object_ids)
+        return torch.from_numpy(masks if self.size is None else resize_masks(masks, resized_size(*masks.shape[2:], *self.size)))
 
 # %% ../../nbs/data/03_episodes.ipynb #40cf056c
 @dataclass(frozen=True)

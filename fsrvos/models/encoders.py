@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['LITE0_GROUPS', 'LITE0_LEVELS', 'EncoderError', 'SameConv2d', 'InvertedResidual', 'EfficientNetLite0', 'fold_norms',
            'load_lite0', 'TransformersBackbone', 'four_stages', 'as_pyramid', 'load_video_swin', 'load_vision_encoder',
-           'sees_clips', 'TextEncoder', 'FeatureStore']
+           'sees_clips', 'TextEncoder', 'FeatureStore', 'EncodingSource', 'pixel_source', 'open_source',
+           'training_source', 'keep_features']
 
 # %% ../../nbs/models/00_encoders.ipynb #b97a6444
 import hashlib
 import importlib.util
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..data.episodes import PixelSource, resize_frames, resize_masks, resized_size
 
 # %% ../../nbs/models/00_encoders.ipynb #2ce55b17
 class EncoderError(RuntimeError):
@@ -244,39 +248,41 @@ class FeatureStore:
     """Frozen features of a corpus as the source that episodes read (protocol `FrameSource` of `fsrvos.data.episodes`).
 
     `.frames(video, frames)` -> four levels float32 [T, C, h, w]; `.words(sentence)` -> float32 [L, C]; `.masks(...)` -> bool [M, T, H, W].
-    All frames of one store have one size.
+    Frames of different videos may differ in size: each size has files of its own. size = (short side, longest side) resizes frames first, and masks with them.
     """
 
     def __init__(self, folder: Path, corpus):
         self.corpus, self.folder = corpus, Path(folder)
         self.index = json.loads((self.folder / "index.json").read_text())
-        self._levels = [np.load(self.folder / f"level{i}.npy", mmap_mode="r") for i in range(len(self.index["channels"]))]
+        self._others = self.index.get("others", {})
+        self._levels = {other: [np.load(self.folder / f"level{i}{other}.npy", mmap_mode="r") for i in range(len(self.index["channels"]))] for other in {"", *self._others.values()}}
         self._words = np.load(self.folder / "words.npy", mmap_mode="r")
         self._masks: dict = {}
         self._more_words: dict = {}
         self._encoder: TextEncoder | None = None
 
     @staticmethod
-    def folder_for(root, corpus, vision: str, text: str) -> Path:
+    def folder_for(root, corpus, vision: str, text: str, size: tuple[int, int | None] | None = None) -> Path:
         "Where the features of this corpus by these encoders lie below `root`."
-        return Path(root) / _corpus_key(corpus, f"{vision}+{text}")
+        return Path(root) / _corpus_key(corpus, f"{vision}+{text}" + (f"@{size[0]}:{size[1]}" if size else ""))
 
     @classmethod
-    def open(cls, root, corpus, vision: str = "efficientnet-lite0", text: str = "minilm-l6") -> "FeatureStore":
+    def open(cls, root, corpus, vision: str = "efficientnet-lite0", text: str = "minilm-l6", size: tuple[int, int | None] | None = None) -> "FeatureStore":
         "The store of `corpus` below `root`. Raises `EncoderError` where it was never built."
-        folder = cls.folder_for(root, corpus, vision, text)
+        folder = cls.folder_for(root, corpus, vision, text, size)
         if not (folder / "index.json").exists():
             raise EncoderError(f"{folder}: no features of corpus {corpus.root} by {vision} + {text}; run the stage 'features' first")
         return cls(folder, corpus)
 
     @classmethod
-    def build(cls, root, corpus, vision: str = "efficientnet-lite0", text: str = "minilm-l6", *, batch: int = 16, progress: bool = True) -> "FeatureStore":
+    def build(cls, root, corpus, vision: str = "efficientnet-lite0", text: str = "minilm-l6", size: tuple[int, int | None] | None = None, *, batch: int = 16,
+              progress: bool = True) -> "FeatureStore":
         "Encode every frame and sentence of `corpus` once, below `root`; returns the store at once where it exists."
-        folder = cls.folder_for(root, corpus, vision, text)
+        folder = cls.folder_for(root, corpus, vision, text, size)
         if not (folder / "index.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            index = _build_frames(folder, corpus, vision, batch, progress)
-            index |= {"words": _build_words(folder, corpus, text), "vision": vision, "text": text}
+            index = _build_frames(folder, corpus, vision, size, batch, progress)
+            index |= {"words": _build_words(folder, corpus, text), "vision": vision, "text": text} | ({"size": size} if size else {})
             temporary = folder / "index.json.tmp"
             temporary.write_text(json.dumps(index))
             os.replace(temporary, folder / "index.json")  # the index comes last: a store without it is not one
@@ -287,7 +293,7 @@ class FeatureStore:
         rows = [start + names.index(f) for f in frames]
         if rows == list(range(rows[0], rows[0] + len(rows))):
             rows = slice(rows[0], rows[0] + len(rows))
-        return [torch.from_numpy(level[rows].astype(np.float32)) for level in self._levels]
+        return [torch.from_numpy(level[rows].astype(np.float32)) for level in self._levels[self._others.get(video, "")]]
 
     def words(self, sentence: str) -> Tensor:
         "Word features of a sentence; one that is not of the corpus (a name left out, say) is encoded when first asked for."
@@ -306,38 +312,46 @@ class FeatureStore:
         if video not in self._masks:
             v = self.corpus.videos[video]
             m = self.corpus.read_masks(video, v.frames, sorted(v.objects))
+            if size := self.index.get("size"):
+                m = resize_masks(m, resized_size(*m.shape[2:], *size))
             self._masks[video] = (np.packbits(m, axis=-1), m.shape[-1])
         packed, width = self._masks[video]
         v = self.corpus.videos[video]
         objects, rows = [sorted(v.objects).index(o) for o in object_ids], [v.frames.index(f) for f in frames]
         return torch.from_numpy(np.unpackbits(packed[objects][:, rows], axis=-1, count=width).astype(bool))
 
-# %% ../../nbs/models/00_encoders.ipynb #25c3f165
-def _build_frames(folder: Path, corpus, vision: str, batch: int, progress: bool) -> dict:
-    "Write level*.npy [frames, C, h, w] float16; returns the index (first row of each video, channels)."
+# %% ../../nbs/models/00_encoders.ipynb #5a390d2c
+def _build_frames(folder: Path, corpus, vision: str, size: tuple[int, int | None] | None, batch: int, progress: bool) -> dict:
+    "Write level*.npy [frames, C, h, w] float16, for each size of frames; returns the index (first row of each video, channels, what files of another size than the first video's are called)."
     from tqdm import tqdm
     encoder = load_vision_encoder(vision)
     if sees_clips(encoder):
-        raise EncoderError(f"backbone '{vision}': a frame's features depend on its clip, so they are not kept; train from pixels (`PixelSource`)")
-    videos, row = {}, 0
+        raise EncoderError(f"backbone '{vision}': a frame's features depend on its clip, so they are not kept; set features.keep to false")
+    names, videos, rows, stores = _size_names(corpus, size), {}, {}, {}
     for v in corpus.videos.values():
-        videos[v.id], row = row, row + len(v.frames)
-    stores = None
+        videos[v.id] = rows.get(names[v.id], 0)
+        rows[names[v.id]] = videos[v.id] + len(v.frames)
     for v in tqdm(corpus.videos.values(), desc=f"features of {corpus.root.name}", unit="video", disable=not progress):
-        frames = _normalise(corpus.read_frames(v.id, v.frames), encoder.mean, encoder.std)
+        name, frames = names[v.id], corpus.read_frames(v.id, v.frames)
+        frames = _normalise(resize_frames(frames, resized_size(*frames.shape[1:3], *size)) if size else frames, encoder.mean, encoder.std)
         for first in range(0, len(frames), batch):
             with torch.inference_mode():
                 levels = [x.half().numpy() for x in encoder(frames[first:first + batch])]
-            if stores is None:
-                stores = [np.lib.format.open_memmap(folder / f"level{i}.npy", "w+", np.float16, (row, *x.shape[1:])) for i, x in enumerate(levels)]
-            at = videos[v.id] + first
-            for store, x in zip(stores, levels):
-                if x.shape[1:] != store.shape[1:]:
-                    raise EncoderError(f"video {v.id}: frames of another size than the first video's; resize the corpus to one size")
-                store[at:at + len(x)] = x
-    for store in stores:
+            if name not in stores:
+                stores[name] = [np.lib.format.open_memmap(folder / f"level{i}{name}.npy", "w+", np.float16, (rows[name], *x.shape[1:])) for i, x in enumerate(levels)]
+            for store, x in zip(stores[name], levels):
+                store[videos[v.id] + first:videos[v.id] + first + len(x)] = x
+    for store in sum(stores.values(), []):
         store.flush()
-    return {"videos": videos, "channels": [s.shape[1] for s in stores]}
+    others = {video: name for video, name in names.items() if name}
+    return {"videos": videos, "channels": [s.shape[1] for s in stores[""]]} | ({"others": others} if others else {})
+
+
+def _size_names(corpus, size: tuple[int, int | None] | None) -> dict[str, str]:
+    "For each video what its frames' size adds to the names of files: nothing for the size of the first video, else -WxH."
+    seen = {v.id: resized_size(v.height, v.width, *size) if size else (v.height, v.width) for v in corpus.videos.values()}
+    first = next(iter(seen.values()))
+    return {video: "" if own == first else f"-{own[1]}x{own[0]}" for video, own in seen.items()}
 
 
 def _build_words(folder: Path, corpus, text: str, batch: int = 128) -> dict:
@@ -356,3 +370,59 @@ def _build_words(folder: Path, corpus, text: str, batch: int = 128) -> dict:
             spans[sentence], at = [at, at + len(rows[-1])], at + len(rows[-1])
     np.save(folder / "words.npy", np.concatenate(rows))
     return spans
+
+# %% ../../nbs/models/00_encoders.ipynb #16a784d5
+class EncodingSource:
+    """Frames and sentences of a corpus, through the frozen encoders when they are asked for: what `FeatureStore` gives, without keeping it.
+
+    size = (short side, longest side) resizes frames first, and masks with them; `batch` frames are encoded at a time."""
+
+    def __init__(self, corpus, vision: str = "efficientnet-lite0", text: str = "minilm-l6", size: tuple[int, int | None] | None = None, *, device="cpu", batch: int = 16):
+        self.vision, self.text, self.device, self.batch = load_vision_encoder(vision).to(device), TextEncoder(text).to(device), device, batch
+        self.pixels = pixel_source(corpus, self.vision, self.text, size)
+        self.corpus, self.masks, self._words = corpus, self.pixels.masks, {}
+
+    @torch.no_grad()
+    def frames(self, video: str, frames) -> list[Tensor]:
+        "Four levels float32 [T, C, h, w]."
+        pixels = self.pixels.frames(video, tuple(frames))[0].to(self.device)
+        if sees_clips(self.vision):
+            return [level[0].float() for level in self.vision(pixels[None])]
+        return [torch.cat(level).float() for level in zip(*(self.vision(part) for part in pixels.split(self.batch)))]
+
+    @torch.no_grad()
+    def words(self, sentence: str) -> Tensor:
+        "Word features float32 [L, C]."
+        if sentence not in self._words:
+            ids, mask = self.text.tokenize([sentence])
+            self._words[sentence] = self.text(ids.to(self.device), mask.to(self.device))[0].float()
+        return self._words[sentence]
+
+
+def pixel_source(corpus, vision: nn.Module, text: TextEncoder, size: tuple[int, int | None] | None = None) -> PixelSource:
+    "The pixels and token ids that these encoders take."
+    return PixelSource(corpus, partial(text.tokenizer, truncation=True, max_length=text.max_words), size, vision.mean, vision.std)
+
+
+def open_source(root, corpus, vision: str, text: str, *, short: int | None = None, longest: int | None = None, keep: bool = True) -> FeatureStore | EncodingSource:
+    "What a model is asked with, by the section `features` of params.yaml: the features kept below `root`, or encoders. Raises `EncoderError`."
+    size = None if short is None else (short, longest)
+    if keep:
+        return FeatureStore.open(root, corpus, vision, text, size)
+    return EncodingSource(corpus, vision, text, size, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def training_source(root, corpus, vision: str, text: str, *, short: int | None = None, longest: int | None = None, keep: bool = True, augment: bool = False) -> FeatureStore | PixelSource:
+    """What a model learns from, by the same section: the features kept below `root`, or pixels and token ids, which the training loop encodes. Frames that will be augmented come in their own
+    size: the augmentation resizes them. Raises `EncoderError`, also where features are kept and frames are to be augmented."""
+    if keep and augment:
+        raise EncoderError("params.yaml: what is augmented has no features that could be kept: set features.keep to false, or augment to false")
+    size = None if short is None or augment else (short, longest)
+    return FeatureStore.open(root, corpus, vision, text, size) if keep else pixel_source(corpus, load_vision_encoder(vision), TextEncoder(text), size)
+
+
+def keep_features(root, corpus, vision: str, text: str, *, short: int | None = None, longest: int | None = None, keep: bool = True) -> FeatureStore | EncodingSource:
+    "Build what `open_source` will open, where anything is kept; returns the source."
+    if keep:
+        FeatureStore.build(root, corpus, vision, text, None if short is None else (short, longest))
+    return open_source(root, corpus, vision, text, short=short, longest=longest, keep=keep)
