@@ -46,7 +46,7 @@ def test_every_size_makes_settings_that_the_code_accepts(tmp_path, size):
         model_class(architecture(params, method)).config_class.from_preset(params["model"]["preset"], **{k: params["features"][k] for k in ("vision", "text")}, **method_config(params, method))
         for stage in ("pretrain", "train"):
             settings = training_config(params, method, stage)
-            TrainSettings(**{k: v for k, v in settings.items() if k not in ("frames", "shots", "class_name_dropout", "other_sentences")})
+            TrainSettings(**{k: v for k, v in settings.items() if k not in ("frames", "shots", "class_name_dropout", "other_sentences", "augment")})
 
 
 def test_controls_and_ablations_train_like_their_method():
