@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 REPRO_NEEDS = about 75 minutes on 2 cores and 6 GB of disk
 STUDY_NEEDS = about 4 hours on 2 cores and 6 GB of disk
 
-.PHONY: repro study smoke test demo docs lab setup announce-repro announce-study
+.PHONY: repro study smoke test demo bench docs lab setup announce-repro announce-study
 .NOTPARALLEL:
 
 repro: announce-repro setup       ## cma, cma_plus and danet on four folds, then Table 1
@@ -25,6 +25,9 @@ test: setup                       ## every test
 demo: setup                       ## a clip, a support, two sentences: what the demo model makes of them
 	rm -rf demo
 	fsrvos demo --out demo
+
+bench: setup                      ## every benchmark, measured again on this machine
+	python scripts/bench.py
 
 docs: setup                       ## README.md and the site, in _docs/
 	python scripts/readme.py

@@ -1,6 +1,6 @@
 """Time and peak memory of curating a corpus of Ref-YouTube-VOS's size, JSON and mask files only, each step in a process of its own.
 
-python benchmarks/curation_scale.py [--videos N] [--out FILE]    writes benchmarks/curation_scale.json beside itself.
+python benchmarks/curation_scale.py [--videos N] [--out FILE]    writes benchmarks/curation_scale.json beside itself (or FILE, as .json).
 
 Frames are as many as the real ones but tiny, and every frame is its mask (`JPEGImages` is a link to `Annotations`). As many videos show a second category as
 in the real corpus; people are far too many, the rarest classes too few.
@@ -8,13 +8,14 @@ in the real corpus; people are far too many, the rarest classes too few.
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from timing import machine, spread, write
 
 VIDEOS, FRAMES, EXPRESSIONS = 3471, 27, 12913  # of Ref-YouTube-VOS: videos and expressions of the training split; frames of a video, every fifth annotated
 SIZE = (36, 64)  # pixels; the real ones are 720 x 1280
@@ -85,18 +86,24 @@ def one(step: str, root: str, out: str) -> None:
     print(json.dumps({"seconds": round(time.perf_counter() - begun, 1), "cpu_seconds": round(time.process_time(), 1), "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), **found}))
 
 
+def report(about: dict, corpus: dict, steps: dict[str, dict]) -> dict:
+    "The machine, the corpus, and what each step printed, as every benchmark's report is laid out."
+    cases = {}
+    for step, taken in steps.items():
+        found = {key: value for key, value in taken.items() if key not in ("seconds", "cpu_seconds", "peak_mb")}
+        cases[f"{step} of {corpus['videos']:,} videos"] = {"fsrvos": {**spread([taken["seconds"]]), "cpu_median_ms": 1e3 * taken["cpu_seconds"], "peak_mb": taken["peak_mb"]}, **found}
+    return {"machine": about, "corpus": corpus, "cases": cases}
+
+
 def main(videos: int, out: Path) -> None:
-    import numpy
-    import PIL
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "raw"
-        written = {"machine": {"processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version(), "numpy": numpy.__version__, "pillow": PIL.__version__},
-                   "corpus": make_corpus(root, videos)}
+        corpus, steps = make_corpus(root, videos), {}
         for step in STEPS:
             done = subprocess.run([sys.executable, __file__, step, str(root), f"{folder}/out"], stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "TQDM_DISABLE": "1"})
-            written[step] = json.loads(done.stdout.splitlines()[-1])
-            print(step, written[step])
-    out.write_text(json.dumps(written, indent=1) + "\n")
+            steps[step] = json.loads(done.stdout.splitlines()[-1])
+            print(step, steps[step])
+    write(out, report(machine("numpy", "pillow"), corpus, steps))
 
 
 if __name__ == "__main__":
@@ -105,5 +112,5 @@ if __name__ == "__main__":
     else:
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("--videos", type=int, default=VIDEOS)
-        parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+        parser.add_argument("--out", type=Path, default=Path(__file__))
         main(**vars(parser.parse_args()))

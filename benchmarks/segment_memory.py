@@ -1,16 +1,16 @@
-"""Peak memory of `fsrvos segment` against the length of the video, each length in a process of its own.
+"""Peak memory of `fsrvos segment` against the length of the video, each length in a process of its own; loading the model and saving the result included.
 
 python benchmarks/segment_memory.py    writes benchmarks/segment_memory.json beside itself.
 """
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from timing import machine, spread, write
 
 LENGTHS, MODELS = (50, 500, 2000), ("fsrvos-demo", "fsrvos-demo-multi")
 
@@ -36,9 +36,18 @@ def one(model: str, video: str, out: str) -> None:
     print(json.dumps({"frames": found.frames, "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), "seconds": round(seconds, 1), "found": len(found)}))
 
 
-def main() -> None:
-    import torch
+def report(about: dict, rows: list[dict]) -> dict:
+    "The machine, and a case for each model from what the processes printed: by the frames of the video; `above_mb`: more than for the shortest video."
+    cases = {}
+    for row in rows:
+        case = cases.setdefault(f"{row['model']}, by frames of 128x192", {})
+        least = next(iter(case.values()))["fsrvos"]["peak_mb"] if case else row["peak_mb"]
+        case[str(row["frames"])] = {"fsrvos": {**spread([row["seconds"]]), "peak_mb": row["peak_mb"], "above_mb": row["peak_mb"] - least, "frames_a_second": round(row["frames"] / row["seconds"], 1),
+                                               "found": row["found"]}}
+    return {"machine": about, "cases": cases}
 
+
+def main() -> None:
     from fsrvos.apps.demo import draw_clip
     from fsrvos.data.video import write_video
     clip, rows = draw_clip("hedgehog", 0, "query", objects=2), []
@@ -49,10 +58,7 @@ def main() -> None:
                 done = subprocess.run([sys.executable, __file__, model, str(video), f"{folder}/out"], capture_output=True, text=True, check=True)
                 rows.append({"model": model, **json.loads(done.stdout.splitlines()[-1])})
                 print(rows[-1])
-    least = {m: next(r["peak_mb"] for r in rows if r["model"] == m) for m in MODELS}
-    out = Path(__file__).with_suffix(".json")
-    out.write_text(json.dumps({"machine": {"processor": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}, "size": [128, 192],
-                               "peak of the process, loading and saving included": [{**r, "above_50_frames_mb": r["peak_mb"] - least[r["model"]]} for r in rows]}, indent=1) + "\n")
+    write(__file__, report(machine(), rows))
 
 
 if __name__ == "__main__":

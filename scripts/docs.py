@@ -19,10 +19,11 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from fsrvos.apps.still import without_kernel
+from fsrvos.evaluation.speed import goals_table, growth_figure, machines_table, other_table, read_reports, speed_figure, speed_table
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("tutorials", "data", "models", "training", "evaluation", "apps", "pipeline")
-ABOUT = {"results": "Results", "data": "Data", "cite": "How to cite", "licences": "Licences and credits"}
+ABOUT = {"results": "Results", "speed": "Speed", "data": "Data", "cite": "How to cite", "licences": "Licences and credits"}
 SOURCE = "https://source.invalid"    # stands for the source pages until they are written: smalldocs takes an address only
 STYLE = """.math.display { display: block; overflow-x: auto; overflow-y: hidden; text-align: center; }
 html.quarto-dark .sidebar-title a { color: inherit; }
@@ -52,7 +53,7 @@ def site(root: Path) -> dict:
     reference = [{"text": "API reference", "href": "api/index.qmd"}]
     return {"project": {"type": "website", "output-dir": str(ROOT / "_docs"), "resources": ["reports/*.png"]},
             "website": {"title": settings["title"], "description": settings["description"], "search": True,
-                        "sidebar": {"style": "floating", "contents": [{"text": "fsrvos", "href": "index.ipynb"}, *about[:2], *sections, *entries(root, root), *reference, *about[2:]]}},
+                        "sidebar": {"style": "floating", "contents": [{"text": "fsrvos", "href": "index.ipynb"}, *about[:3], *sections, *entries(root, root), *reference, *about[3:]]}},
             "theme": {"light": "cosmo", "dark": "darkly"}, "toc": True, "css": "site.css",
             "api": {"packages": ["fsrvos"], "out": "api", "root": "..", "source": SOURCE}}
 
@@ -97,6 +98,21 @@ def bibtex(work: dict) -> str:
               "version": work.get("version"), "url": work.get("url")}
     name = people(work)[0].split(",")[0].split()[0].lower() + str(work.get("year") or "")
     return f"@{kind}{{{name},\n" + "".join(f"  {key} = {{{value}}},\n" for key, value in fields.items() if value) + "}"
+
+
+def speed_tables(pictures: Path) -> str:
+    "Tables and pictures of the reports in benchmarks/; the pictures are written to the folder of those of the site's pages."
+    reports = read_reports(ROOT / "benchmarks")
+    figures = {"speed": ("Ratios", speed_figure(reports)), "growth": ("Growth with the size of the work", growth_figure(reports))}
+    parts = [goals_table(reports).markdown()]
+    for name, (caption, figure) in figures.items():
+        if figure is not None:
+            figure.savefig(pictures / f"{name}.png", dpi=100)
+            parts.append(f"![{caption}](reports/{name}.png)")
+    for path in sorted((ROOT / "benchmarks").glob("*.png")):
+        shutil.copy(path, pictures)
+        parts.append(f"![{path.stem.capitalize()}](reports/{path.name})")
+    return "\n\n".join([*parts, *(make(reports).markdown() for make in (speed_table, other_table, machines_table))])
 
 
 def api_index() -> str:
@@ -161,6 +177,8 @@ def prepare(processed: Path) -> None:
     with open(processed / "licences.qmd", "a", encoding="utf-8") as page:
         page.write(packages_table())
     shutil.copytree(ROOT / "reports", processed / "reports", ignore=shutil.ignore_patterns("*.md"))
+    with open(processed / "speed.qmd", "a", encoding="utf-8") as page:
+        page.write(speed_tables(processed / "reports"))
     (processed / "site.css").write_text(STYLE)
     (processed / "_smalldocs.yml").write_text(yaml.safe_dump(site(ROOT / "nbs"), sort_keys=False))
 

@@ -32,7 +32,7 @@ def test_notebook_holds_no_widget_state(path):
 
 def test_the_makefile_has_the_targets_of_the_readme():
     targets = {line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if "##" in line}
-    assert targets == {"repro", "study", "smoke", "test", "demo", "docs", "lab"}
+    assert targets == {"repro", "study", "smoke", "test", "demo", "bench", "docs", "lab"}
     assert all(f"make {target}" in (ROOT / "README.md").read_text() for target in targets)
 
 

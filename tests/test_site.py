@@ -67,7 +67,7 @@ def crawl(browser, address: str) -> Site:
 
 def test_the_parts_of_the_site_are_there(site):
     names = {url.removeprefix(site.address + "/") for url in site.pages}
-    assert {"index.html", "results.html", "data.html", "cite.html", "licences.html", "api/index.html", "api/explore.html", "source/fsrvos/apps/explore.html", "models/02_affinity.html",
+    assert {"index.html", "results.html", "speed.html", "data.html", "cite.html", "licences.html", "api/index.html", "api/explore.html", "source/fsrvos/apps/explore.html", "models/02_affinity.html",
             "tutorials/01_five_minutes.html"} <= names
     assert len([n for n in names if n.startswith("source/")]) == len(list((ROOT / "fsrvos").rglob("[a-z]*.py")))
 

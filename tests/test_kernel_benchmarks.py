@@ -1,0 +1,91 @@
+"The benchmarks of the kernels on tiny sizes: that they compare like with like and count right, never how long it takes."
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsrvos.models.deformable import sample_levels
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+TINY = ([(5, 7), (3, 2)], 2, 2, 8)
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import deformable_sampling
+    import roofline
+    yield deformable_sampling, roofline
+    for name in ("deformable_sampling", "roofline", "timing"):
+        sys.modules.pop(name)
+
+
+def test_all_ways_of_sampling_agree(scripts):
+    sampling, _ = scripts
+    row = sampling.compare(*TINY, turns=1)
+    assert {f"{name} {part}" for name in ("plain", "transformers", *sampling.kernels("cpu")) for part in ("forward", "forward and backward")} <= set(row)
+    differences = {name: value for name, value in row.items() if "differ" in name}
+    assert differences and max(differences.values()) < 1e-5
+    out, *gradients = sampling.both(sample_levels, TINY[0], tensors := sampling.inputs(*TINY))
+    wrong = sampling.differences((out * 1.01, *gradients), (out, *gradients))
+    assert wrong["output, largest difference"] == pytest.approx(.01, rel=1e-3) and [g.shape for g in gradients] == [x.shape for x in tensors]
+
+
+def test_the_gathered_rows_are_the_samples_corners(scripts):
+    "With each corner's bilinear share, `embedding_bag` over them is deformable sampling (locations inside of every level: no corner is outside)."
+    _, roofline = scripts
+    shapes = [(5, 7), (3, 4)]
+    value, locations, weights = (x.detach() for x in scripts[0].inputs(shapes, 2, 3, 8))
+    locations = .25 + .5 * locations.clamp(0, 1)
+    shares = []
+    for (h, w), places, weight in zip(shapes, locations.unbind(3), weights.unbind(3)):
+        fx, fy = (places * torch.tensor((w, h)) - .5).frac().unbind(-1)
+        shares += [(fx if c % 2 else 1 - fx) * (fy if c // 2 else 1 - fy) * weight for c in range(4)]
+    rows = roofline.corner_rows(shapes, locations)
+    out = torch.nn.functional.embedding_bag(rows, value.flatten(0, 2), mode="sum", per_sample_weights=torch.cat(shares, -1).flatten(0, 2))
+    torch.testing.assert_close(out.view(2, -1, 24), sample_levels(value, shapes, locations, weights), atol=1e-5, rtol=1e-5)
+
+
+def test_counts(scripts):
+    "Operations of the convolution, the attention and the mask head as PyTorch's own counter has them; bytes by hand."
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+    _, roofline = scripts
+    made = {**roofline.mask_head("cpu", 2, 16, 3, (6, 7)), **roofline.affinity(torch.float32, "cpu", 2, 16, (4, 5)), **roofline.convolution(torch.float32, "cpu", 2, 16, (6, 7))}
+    for name, part in made.items():
+        with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):  # the counter knows matrix products, not the fused attention
+            part.call()
+        known = counted.get_total_flops() - (2 * 2 * 2 * 8 * 3 if "mask head" in name else 0)  # the head's shift by the centres: [8, 2] x [2] a query, counted as no pixel's
+        assert part.operations == pytest.approx(known, rel=.01), name
+    assert made["affinity attention"].moved == 4 * 8 * (40 + 20 + 20 + 40) and made["3x3 convolution of the pyramid"].moved == 4 * (2 * 2 * 16 * 42 + 16 * 16 * 9)
+    forward, whole = roofline.sampling(torch.float32, "cpu", *TINY).values()
+    samples = 2 * 41 * 2 * 2 * 4
+    assert forward.operations == samples * 4 * 8 * 2 and forward.gathered == samples * 4 * 8 * 4 and whole.operations == 3 * forward.operations
+    assert forward.moved == 4 * (2 * 41 * 16 + samples * 3 + 2 * 41 * 16) and whole.moved > 2 * forward.moved
+
+
+def test_the_bound_is_the_least(scripts):
+    _, roofline = scripts
+    part = roofline.Part(lambda: None, 80, 10, 40)
+    assert roofline.judged(part, 1e-9, 5e9, 100e9, 1e12)["bound"] == "memory"
+    assert roofline.judged(part, 1e-9, 50e9, 100e9, 1e12)["bound"] == "arithmetic"
+    row = roofline.judged(part, 4e-9, 50e9, 100e9, 20e9)
+    assert (row["bound"], row["bound, GFLOP/s"], row["share of the bound reached"]) == ("gather", 40, .5)
+
+
+@pytest.mark.parametrize("name", ["deformable_sampling", "roofline"])
+def test_the_report_is_one_of_this_script(scripts, name, tmp_path):
+    "Every case of the script is in the committed report, and the picture can be drawn of it."
+    sampling, roofline = scripts
+    report = json.loads((BENCHMARKS / f"{name}.json").read_text())
+    assert {"processor", "threads", "torch"} <= set(report["machine"])
+    if name == "deformable_sampling":
+        assert set(report["cases"]) >= set(sampling.CASES)
+        assert all(report["cases"][case][f"C++: {part}, largest difference"] < 1e-5 for case in sampling.CASES for part in ("output", "gradient of values", "gradient of weights"))
+    else:
+        import matplotlib.pyplot as plt
+        plt.close(roofline.draw(report, tmp_path / "roofline.png"))
+        assert (tmp_path / "roofline.png").stat().st_size > 10_000
+        assert all(0 < row["share of the bound reached"] < 1.5 for row in report["cases"].values())

@@ -1,0 +1,196 @@
+"Benchmarks: their reports, the page made of them, and the programs themselves on tiny sizes. No times are tested."
+import importlib
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fsrvos.evaluation.metrics import contour_accuracy, region_similarity
+from fsrvos.evaluation.speed import GOALS, SpeedError, comparisons, goals_table, growth_figure, machines_table, other_table, problems, read_reports, speed_figure, speed_table
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS = sorted((ROOT / "benchmarks").glob("*.json"))
+
+
+@pytest.fixture
+def load(monkeypatch):
+    "Import a benchmark by its name, as it is when it is run: beside `timing`."
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+# ---- the committed reports
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda p: p.name)
+def test_a_committed_report_is_laid_out_as_reports_are(path):
+    assert problems(json.loads(path.read_text())) == []
+
+
+def test_every_report_has_its_benchmark():
+    assert REPORTS and {path.name.split(".")[0] for path in REPORTS} <= {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+
+
+def test_every_row_names_its_reference():
+    for report in read_reports(ROOT / "benchmarks"):
+        for c in comparisons(report):
+            assert c.reference and c.way and c.reference != c.way, (report.name, c.case, c.what)
+
+
+def test_the_tables_hold_all_reports():
+    reports = read_reports(ROOT / "benchmarks")
+    rows = [*speed_table(reports).rows, *other_table(reports).rows]
+    assert {row[0] for row in rows} == {row[0] for row in machines_table(reports).rows}
+    assert [row[0] for row in goals_table(reports).rows] == [goal.text for goal in GOALS]
+
+
+def test_a_goal_whose_benchmark_was_run_is_measured():
+    reports = read_reports(ROOT / "benchmarks")
+    run = {(report.name, bool(report.device)) for report in reports}
+    unmeasured = [row[0] for goal, row in zip(GOALS, goals_table(reports).rows) if (goal.benchmark, goal.gpu) in run and row[-1] == "not measured"]
+    skipped = {goal.text for goal in GOALS if "vos-benchmark" in goal.text}  # compared only where that package is installed
+    assert set(unmeasured) <= skipped
+
+
+# ---- reports of other kinds
+
+TIMED = {"median_ms": 4.0, "least_ms": 3.0, "most_ms": 9.0}
+HALF = {"median_ms": 2.0, "least_ms": 1.0, "most_ms": 3.0}
+MACHINE = {"processor": "x86_64", "cpus": 2}
+
+
+def write_report(folder, name, cases, **machine):
+    (folder / name).write_text(json.dumps({"machine": {**MACHINE, **machine}, "cases": cases}))
+    return folder
+
+
+def test_reports_of_a_gpu_stand_last_and_name_it(tmp_path):
+    write_report(tmp_path, "a.cuda.json", {"case": {"plain": TIMED, "ours": HALF, "ratio it": 2.0}}, device="a GPU")
+    reports = read_reports(write_report(tmp_path, "b.json", {"case": {"plain": TIMED, "ours": HALF, "ratio it": 2.0}}))
+    assert [row[0] for row in speed_table(reports).rows] == ["b", "a, a GPU"]
+
+
+def test_goals_of_a_gpu_are_not_met_by_a_processor(tmp_path):
+    case = {"paper's size": {"plain forward and backward": TIMED, "Triton forward and backward": HALF, "ratio Triton to plain, forward and backward": 2.0}}
+    verdict = lambda: [row[2:] for row in goals_table(read_reports(tmp_path)).rows if row[0].startswith("Triton")]
+    write_report(tmp_path, "deformable_sampling.json", case)
+    assert verdict() == [["—", "not measured"]]
+    write_report(tmp_path, "deformable_sampling.cuda.json", case, device="a GPU")
+    assert verdict() == [["2", "met"]]
+
+
+def test_the_ways_of_a_ratio_are_those_that_its_name_mentions(tmp_path):
+    "Where two pairs have the same ratio, the name decides; of frames a second, more is better."
+    fast = {**HALF, "frames_a_second": 30.0}
+    case = {"plain forward": TIMED, "C++ forward": HALF, "plain backward": TIMED, "C++ backward": HALF, "slow": {**TIMED, "frames_a_second": 10.0}, "fast": fast,
+            "ratio C++ to plain, backward": 2.0, "ratio frames": 3.0}
+    report, = read_reports(write_report(tmp_path, "a.json", {"case": case}))
+    assert [(c.reference, c.way, c.key) for c in comparisons(report)] == [("plain backward", "C++ backward", "median_ms"), ("slow", "fast", "frames_a_second")]
+
+
+def test_growth_is_drawn_and_listed(tmp_path):
+    cases = {"by frames": {"5": {"plain": {**TIMED, "peak_mb": 9.0}, "ours": HALF}, "10": {"plain": TIMED, "ours": TIMED}, "exponent of time, plain": 1.1}}
+    reports = read_reports(write_report(tmp_path, "growth.json", cases))
+    time, memory = growth_figure(reports).axes
+    assert [list(line.get_xdata()) for line in time.lines] == [[5, 10], [5, 10]] and [list(line.get_ydata()) for line in memory.lines] == [[9.0]]
+    assert [row[2] for row in other_table(reports).rows] == ["5, plain", "5, ours", "10, plain", "10, ours"]
+    assert len(speed_figure(reports).axes[0].patches) == 0
+
+
+@pytest.mark.parametrize("content, told", [
+    ("{", "is no JSON"),
+    ({"machine": {}, "cases": {"a": {"b": TIMED}}}, "machine: give at least processor"),
+    ({"machine": MACHINE}, "cases: give a mapping"),
+    ({"machine": MACHINE, "cases": {"a": {"b": 3}}}, "cases.a: nothing in it is timed"),
+    ({"machine": MACHINE, "cases": {"a": {"b": {**TIMED, "most_ms": 1.0}}}}, "cases.a: b: not least <= median <= most"),
+    ({"machine": MACHINE, "cases": {"a": {"b": TIMED, "ratio it": "two"}}}, "cases.a: ratio it: is 'two'"),
+])
+def test_a_report_of_another_layout_is_refused(tmp_path, content, told):
+    (tmp_path / "bad.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(SpeedError, match="bad.json") as error:
+        read_reports(tmp_path)
+    assert told in str(error.value)
+
+
+def test_no_reports(tmp_path):
+    with pytest.raises(SpeedError, match="make bench"):
+        read_reports(tmp_path)
+
+
+# ---- make bench
+
+def test_bench_goes_on_where_one_fails(tmp_path, capsys):
+    bench = runpy.run_path(str(ROOT / "scripts/bench.py"))
+    main = 'if __name__ == "__main__":\n    '
+    for name, does in (("b_fails", "raise SystemExit('no such thing')"), ("a_works", "print('a')"), ("curation_scale", "print('last')"), ("c_works", "print('c')")):
+        (tmp_path / f"{name}.py").write_text(main + does)
+    (tmp_path / "shared.py").write_text("VALUE = 1")
+    found = bench["scripts"](tmp_path)
+    assert [path.stem for path in found] == ["a_works", "b_fails", "c_works", "curation_scale"]
+    assert bench["run_all"](found) == ["b_fails"]
+    told = capsys.readouterr()
+    assert [line.split(" after")[0] for line in told.out.splitlines()] == ["a_works: done", "b_fails: FAILED", "c_works: done", "curation_scale: done"] and "no such thing" in told.err
+
+
+def test_bench_runs_every_benchmark_but_what_they_share():
+    bench = runpy.run_path(str(ROOT / "scripts/bench.py"))
+    shared = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {path.stem for path in bench["scripts"](ROOT / "benchmarks")}
+    assert "timing" in shared and not shared & {path.name.split(".")[0] for path in REPORTS}
+
+
+# ---- the benchmarks of this page, on tiny sizes
+
+def test_measures_agree_with_the_definition_of_the_benchmark(load):
+    measures = load("measures")
+    for seed in range(20):
+        prediction, truth = measures.moving_object(2 + seed, frames=3, size=(40, 61), seed=seed)
+        assert (measures.by_definition(prediction, truth) == np.stack([region_similarity(prediction, truth), contour_accuracy(prediction, truth)], 1)).all()
+    empty, full = np.zeros((1, 9, 9), bool), np.ones((1, 9, 9), bool)
+    assert measures.by_definition(empty, empty).tolist() == [[1, 1]] and measures.by_definition(empty, full).tolist() == [[0, 1]]
+
+
+def test_measures_report_is_laid_out_and_equal(load):
+    made = load("measures").report(turns=1, frames=2, size=(48, 86))
+    assert problems(made) == [] and len(made["cases"]) >= 4
+    assert all(case.get("largest difference", 0) == 0 for case in made["cases"].values())
+
+
+def test_measures_of_files(load, tmp_path):
+    measures = load("measures")
+    (answer, truth), (other, right) = (measures.moving_object(r, 3, (40, 61), seed) for r, seed in ((9, 0), (5, 1)))
+    for folder, masks in (("truth", (truth, right)), ("prediction", (answer, other))):
+        measures.write_clip(tmp_path / folder, "video", np.stack(masks))
+    hidden = lambda under, over: under & ~over
+    scores = measures.files_by_fsrvos(tmp_path / "truth", tmp_path / "prediction")
+    assert set(scores) == {("video", 1), ("video", 2)}
+    assert scores["video", 2] == pytest.approx(100 * measures.by_fsrvos(other, right).mean(0))
+    shown = hidden(truth, right)
+    counted = shown.any((1, 2))
+    assert scores["video", 1] == pytest.approx(100 * measures.by_fsrvos(hidden(answer, other)[counted], shown[counted]).mean(0))
+
+
+def test_corpus_reading_compares_what_is_equal(load, tmp_path):
+    from fsrvos.models.encoders import FeatureStore
+    reading = load("corpus_reading")
+    corpus = reading.small_corpus(tmp_path, ("dog",))
+    folder = FeatureStore.build(tmp_path / "features", corpus, progress=False).folder
+    cases = {"masks": reading.masks(corpus, folder, 1), "features": reading.features(corpus, folder, 1)}
+    assert problems({"machine": MACHINE, "cases": cases}) == []
+    assert cases["masks"]["largest difference"] == 0 and cases["features"]["largest difference"] <= cases["features"]["largest feature"] * 2 ** -11
+
+
+def test_segment_memory_lays_out_what_its_processes_say(load):
+    rows = [{"model": model, "frames": frames, "peak_mb": 700 + frames, "seconds": frames / 10, "found": 1} for frames in (50, 500) for model in ("one", "two")]
+    made = load("segment_memory").report(MACHINE, rows)
+    assert problems(made) == [] and [made["cases"]["one, by frames of 128x192"][key]["fsrvos"]["above_mb"] for key in ("50", "500")] == [0, 450]
+
+
+def test_vos_benchmark_is_no_requirement():
+    "Where it is absent the script says so and measures the rest."
+    code = ("import sys; sys.path.insert(0, 'benchmarks'); sys.modules['skimage'] = sys.modules['vos_benchmark'] = None; import importlib.util as u; found = u.find_spec; "
+            "u.find_spec = lambda name, *a: None if name in ('skimage', 'vos_benchmark') else found(name, *a); import measures; print(len(measures.report(1, 2, (24, 40))['cases']))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "pip install" in done.stdout and done.stdout.splitlines()[-1] == "4", done.stderr
