@@ -211,7 +211,7 @@ def test_chunks_are_linked_and_saved(kind, request, tmp_path):
     clip, _ = moving(9)
     found = ready(request.getfixturevalue(kind), chunk=4, overlap=1).segment(clip, "the square", progress=False)
     assert found.frames == 9 and found.size == (48, 72) and len(found) >= 1 and (kind == "multi" or len(found) == 1)
-    assert found.scores == sorted(found.scores, reverse=True)
+    assert found.scores[1:] == sorted(found.scores[1:], reverse=True), "the sequence of eq. 7 comes first"
     found.save(tmp_path / "out")
     result, coded = (json.loads((tmp_path / "out" / f"{n}.json").read_text()) for n in ("result", "masks"))
     assert result["frames"] == 9 and result["objects"] == len(found) and len(coded["objects"]) == len(found)
@@ -237,8 +237,8 @@ def test_one_object_of_a_multi_object_model(multi):
 def test_the_support_is_encoded_once(single, monkeypatch):
     segmenter = ready(single)
     calls = []
-    original = single.encode_frames
-    monkeypatch.setattr(single, "encode_frames", lambda x: calls.append(x.shape[1]) or original(x))
+    original = segmenter.inference.encode_frames
+    monkeypatch.setattr(segmenter.inference, "encode_frames", lambda x: calls.append(x.shape[1]) or original(x))
     for sentence in ("the square", "the other one"):
         segmenter.segment(moving()[0], sentence, progress=False)
     assert calls == [7, 7]

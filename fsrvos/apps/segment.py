@@ -26,8 +26,9 @@ from tqdm import tqdm
 from ..data.corpus import write_bytes_atomic, write_json_atomic, write_masks
 from ..data.episodes import resize_frames, resized_size
 from ..data.video import Video, read_image, read_mask, write_video
-from ..models.encoders import _normalise
+from ..models.encoders import _normalise, sees_clips
 from ..models.fsrvos import FSRVOSModel
+from ..models.inference import Inference, SupportState
 from ..models.linking import SequenceLinker
 from ..models.sequence_matching import SequenceMatchingModel, rule_of
 
@@ -267,7 +268,7 @@ class Segmenter:
         self.model, self.device = model.eval().to(device), device
         self.short, self.longest, self.chunk, self.overlap = short, longest, chunk, overlap
         self.single = single or not isinstance(model, SequenceMatchingModel)
-        self._support = None
+        self.inference, self._support = Inference(model), None
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options) -> "Segmenter":
@@ -293,12 +294,14 @@ class Segmenter:
         A single-object model finds one object, a multi-object one any number. Raises `SegmentError` where there is no support yet or the sentence is empty, `VideoError` for a bad video."""
         if self._support is None:
             raise SegmentError("no support yet; call support(frames, masks, expression) first")
-        words = self._words(expression, "sentence")
+        words, levels = self._words(expression, "sentence"), None
+        support = self.inference.support(*self._support.values())  # here: the model may have been trained since it was shown the support
         source = video if isinstance(video, np.ndarray) else Video(video)
         linker, kept, total, presence = SequenceLinker.of_queries(self.overlap) if self.single else SequenceLinker(self.overlap), [], 0, 0.0
         with tqdm(desc="segment", unit="frame", disable=not progress) as bar:
             for start, frames in windows(source, self.chunk, self.overlap):
-                logits, gates, scores, referring, embeddings, present = self._answer(frames, *words)
+                levels = self._encode_next(frames, levels)
+                logits, gates, scores, referring, embeddings, present = self._answer(levels, *words, support)
                 owners = linker.add((logits > 0) & gates[..., None, None], scores, embeddings, referring)
                 self._keep(kept, owners, logits, gates, start)
                 presence = max(presence, present)   # what is meant in one chunk is meant in the video
@@ -322,11 +325,17 @@ class Segmenter:
         "Frames uint8 [T, H, W, 3] -> levels [1, T, C, h, w]."
         encoder = self.model.encoders()[0]
         small = resize_frames(frames, resized_size(*frames.shape[1:3], self.short, self.longest))
-        return self.model.encode_frames(_normalise(small, encoder.mean, encoder.std)[None].to(self.device))
+        return self.inference.encode_frames(_normalise(small, encoder.mean, encoder.std)[None].to(self.device))
 
-    def _answer(self, frames: np.ndarray, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, float]:
+    def _encode_next(self, frames: np.ndarray, before: list[Tensor] | None) -> list[Tensor]:
+        "Levels of a chunk; frames that it shares with the one before it are encoded once, unless their features depend on the chunk."
+        if before is None or not self.overlap or sees_clips(self.model.encoders()[0]):
+            return self._encode(frames)
+        return [torch.cat((x[:, -self.overlap:], new), 1) for x, new in zip(before, self._encode(frames[self.overlap:]))]
+
+    def _answer(self, levels: list[Tensor], words: Tensor, mask: Tensor, support: SupportState) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, float]:
         "-> mask logits [N, T, h, w], where each sequence is visible bool [N, T], scores [N], mean referring scores [N], embeddings [N, C] (None: single), presence."
-        output = self.model.decode(self._encode(frames), words, mask, **self._support)
+        output = self.inference.decode(levels, words, mask, support)
         logits, referring = output.pred_masks[0].transpose(0, 1).float().cpu(), output.pred_logits[0, ..., 0].float().sigmoid().T.cpu()
         if self.single:  # eq. 7
             return logits, torch.ones(referring.shape, dtype=torch.bool), referring.mean(1), referring.mean(1), None, 1.0
@@ -342,7 +351,7 @@ class Segmenter:
                     kept[owner][start + t] = pack_logits(frame)
 
     def _choose(self, linker: SequenceLinker, presence: float) -> tuple[list[int], list[float]]:
-        "Numbers and scores of the tracks that answer, best first."
+        "Numbers and scores of the tracks that answer: that of eq. 7 first, then by score."
         answer = linker.answer(1.0, allow_none=False) if self.single else linker.answer(**rule_of(presence, self.model.config))
         return answer.queries.tolist(), answer.scores.tolist()
 

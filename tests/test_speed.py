@@ -1,0 +1,181 @@
+"What is fast gives the same: the plain path, the inference path and the model agree, and the benchmarks' parts run."
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fsrvos.apps.demo import draw_clip
+from fsrvos.apps.segment import Segmenter
+from fsrvos.models.encoders import as_pyramid
+from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
+from fsrvos.models.inference import Inference, folded
+from fsrvos.models.sequence_matching import SequenceMatchingConfig, SequenceMatchingModel
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # they import each other as scripts do
+import growth  # noqa: E402
+import inference as benchmark  # noqa: E402
+import plain  # noqa: E402
+import training  # noqa: E402
+
+OURS = dict(similarity_prior=True, support_frames="all", referring_head="look", support_metric=8)
+
+
+@pytest.fixture(scope="module")
+def models():
+    "Tiny models with random weights, the paper's structure, ours, and for several objects; they share the packaged encoders."
+    torch.manual_seed(0)
+    found = {"paper": FSRVOSModel(FSRVOSConfig.from_preset("tiny", word_scales=4, size=64, mask_size=64)), "ours": FSRVOSModel(FSRVOSConfig.from_preset("tiny", **OURS))}
+    found["several"] = SequenceMatchingModel(SequenceMatchingConfig(**{**found["ours"].config.to_dict(), "queries": 6}))
+    for model in found.values():
+        model.eval()._encoders = found["paper"].encoders()
+    return found
+
+
+def largest_difference(a, b) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in ("pred_masks", "pred_logits", "pred_boxes"))
+
+
+@pytest.mark.parametrize("kind", ["paper", "ours", "several"])
+def test_plain_and_ours_agree_with_the_model(models, kind):
+    model, inputs = models[kind], benchmark.noise((48, 72), 2, 3, 2)
+    with torch.no_grad():
+        expected = [model(frames, *inputs["words"], *inputs["support"], *inputs["support_words"]) for frames in inputs["chunks"]]
+    ours = list(benchmark.answer_ours(model, **inputs))
+    assert ours.pop(0) is None and len(ours) == 2
+    for a, b, c in zip(expected, plain.answer_plainly(model, **inputs), ours, strict=True):
+        assert largest_difference(a, b) < 1e-3 and largest_difference(a, c) < 1e-3
+
+
+def test_every_part_of_the_plain_path_is_replaced(models, monkeypatch):
+    calls, model, inputs = Counter(), models["paper"], benchmark.noise((48, 72), 2, 3, 2)
+
+    def counted(name, function):
+        def call(*args, **options):
+            calls[name] += 1
+            return function(*args, **options)
+        return call
+    monkeypatch.setattr(model, "encode_frames", counted("encode_frames", model.encode_frames))
+    with torch.no_grad(), plain.plainly({name: counted(name, function) for name, function in plain.PARTS.items()}):
+        for frames in inputs["chunks"]:
+            model(frames, *inputs["words"], *inputs["support"], *inputs["support_words"])
+    c, chunks = model.config, 2
+    blocks, layers = 2 * c.word_scales, c.encoder_layers + c.decoder_layers
+    assert calls["encode_frames"] == 2 * chunks, "the support is encoded for every chunk"
+    assert calls["fsrvos.models.fusion.attend"] == chunks * (2 * c.levels + blocks + c.decoder_layers), "eq. 1 of both sides, the pyramid, the decoder"
+    assert calls["fsrvos.models.affinity.attend"] == chunks * 2 * c.levels, "eq. 2 and 3"
+    assert calls["fsrvos.models.deformable.sampler"] == chunks * layers
+    assert calls["fsrvos.models.mask_decoder.DynamicMaskHead._convolve"] == chunks * c.decoder_layers, "the heads of every layer"
+    before = sum(calls.values())
+    with torch.no_grad():
+        model(inputs["chunks"][0], *inputs["words"], *inputs["support"], *inputs["support_words"])
+    assert sum(calls.values()) == before + 2, "outside of it nothing is replaced (but what this test counts itself)"
+
+
+def test_gradients_of_the_plain_path(models):
+    model, (b, t, k) = models["paper"], (2, 2, 2)
+    levels = lambda n: [torch.randn(b, n, c, -(-48 // s), -(-72 // s)) for c, s in zip(model.config.vision_channels, (4, 8, 16, 32))]
+    query, support, words, mask = levels(t), levels(k), torch.randn(b, 5, 384), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    gradients = []
+    for parts in ({}, plain.PARTS):
+        model.zero_grad()
+        with plain.plainly(parts):
+            output = model.decode(query, words, mask, support, torch.ones(b, k, 48, 72), words, mask)
+        (output.pred_masks.square().mean() + output.pred_logits.sum()).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 50
+    for ours, plainly in zip(*gradients, strict=True):
+        assert (ours - plainly).norm() < .01 * ours.norm() + 1e-4  # a rounding may put a sample on the other side of a pixel's centre, where the gradient jumps
+
+
+def test_a_folded_resnet_is_the_same_function():
+    from transformers import ResNetBackbone, ResNetConfig
+    torch.manual_seed(0)
+    body = ResNetBackbone(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 2, 1, 1], out_indices=[1, 2, 3, 4])).eval()
+    for norm in (m for m in body.modules() if isinstance(m, nn.BatchNorm2d)):
+        for tensor in (norm.running_mean, norm.bias):
+            tensor.data.normal_(0, .1)
+        norm.running_var.data.uniform_(.5, 2)
+    frames, before = torch.randn(2, 3, 37, 50), [x.clone() for x in body.state_dict().values()]
+    fast = folded(body)
+    with torch.no_grad():
+        for a, b in zip(*(as_pyramid(list(f(frames).feature_maps), (37, 50)) for f in (body, fast)), strict=True):
+            assert torch.allclose(a, b, atol=1e-4)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
+    assert all(torch.equal(a, b) for a, b in zip(before, body.state_dict().values())), "the encoder itself stays as it is"
+
+
+def test_a_support_is_read_at_any_size_of_the_query(models):
+    model, inference = models["paper"], Inference(models["paper"])
+    small, large = benchmark.noise((48, 72), 1, 2, 3), benchmark.noise((80, 96), 1, 2, 3)
+    encode = lambda words: (model.encode_text(*words), words[1].bool())
+    with torch.no_grad():
+        state = inference.support(model.encode_frames(small["support"][0]), small["support"][1], *encode(small["support_words"]))
+        for clip in (small, large, small):
+            found = inference.decode(inference.encode_frames(clip["chunks"][0]), *encode(clip["words"]), state)
+            assert largest_difference(found, model(clip["chunks"][0], *clip["words"], *small["support"], *small["support_words"])) < 1e-3
+    assert len(state.keys) == 2 * model.config.levels, "keys and values of each size are kept"
+
+
+# ---- the segmenter
+
+@pytest.fixture(scope="module")
+def clips():
+    return draw_clip("hedgehog", 0, "support"), draw_clip("hedgehog", 0, "query", objects=2)
+
+
+def shown(model, clips) -> Segmenter:
+    return Segmenter(model, short=48, longest=72, chunk=4, overlap=1).support(clips[0].frames[:3], clips[0].ids[:3] == 1, "the hedgehog")
+
+
+def test_shared_frames_are_encoded_once(models, clips, monkeypatch):
+    segmenter, frames, seen = shown(models["ours"], clips), clips[1].frames[:8], []
+    encode = segmenter.inference.encode_frames
+    monkeypatch.setattr(segmenter.inference, "encode_frames", lambda x: (seen.append(x.shape[1]), encode(x))[1])
+    once = segmenter.segment(frames, "the hedgehog", progress=False)
+    assert seen == [4, 3, 1]
+    monkeypatch.setattr(segmenter, "_encode_next", lambda frames, before: segmenter._encode(frames))
+    again = segmenter.segment(frames, "the hedgehog", progress=False)
+    assert np.allclose(once.scores, again.scores, atol=1e-4) and (once.masks == again.masks).mean() > .999
+
+
+def test_a_model_trained_after_it_was_shown_the_support(clips):
+    torch.manual_seed(1)
+    model = FSRVOSModel(FSRVOSConfig.from_preset("tiny", **OURS)).eval()
+    segmenter, frames = shown(model, clips), clips[1].frames[:4]
+    before = segmenter.segment(frames, "the hedgehog", progress=False)
+    with torch.no_grad():
+        for parameter in (*model.affinity.parameters(), *model.referring_head.parameters()):
+            parameter.add_(.1 * torch.randn_like(parameter))
+    after = segmenter.segment(frames, "the hedgehog", progress=False)
+    assert after.scores != before.scores and after.scores == shown(model, clips).segment(frames, "the hedgehog", progress=False).scores
+
+
+# ---- the benchmarks
+
+def test_growth_of_known_laws():
+    assert growth.exponent([1, 2, 4], [3, 12, 48]) == 2 and growth.exponent([1, 10], [5, 5]) == 0 and growth.exponent([1, 2], [0, 1]) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_peak_memory_is_what_a_call_takes():
+    assert 60 < growth.peak(lambda: torch.ones(2 ** 24)) < 80
+
+
+def test_growth_runs(models):
+    row = growth.grow(models["ours"], "sentences", (1, 2), True, turns=1)
+    assert set(row) == {"1", "2", *(f"exponent of {what}, {way}" for what in ("time", "memory") for way in ("ours", "plain"))}
+    assert row["2"]["plain"]["median_ms"] > 0
+
+
+def test_a_training_step_is_the_same_the_plain_way(tmp_path):
+    dataset, config, settings = training.small_study(tmp_path, classes=2, steps=1)
+    assert settings.batch_size * 1 <= len(dataset) and config.referring_head == "look" and dataset.other_sentences == 6
+    batches = [next(training.batch_stream(dataset, settings, 0))]
+    losses = {way: [step() for _ in range(2)] for way, step in ((w, training.stepper(config, settings, batches, *options)) for w, options in training.WAYS.items())}
+    ours, plainly, half, foreach = (losses[way] for way in ("ours, float32", "plain, float32", "ours, bfloat16", "ours, bfloat16, AdamW foreach"))
+    assert ours == pytest.approx(plainly, rel=1e-3) and half == pytest.approx(ours, rel=.1) and foreach == pytest.approx(half, rel=.02)
+    assert ours[1] != ours[0], "the step changed the weights"
