@@ -130,10 +130,10 @@ def files_by_fsrvos(truths, predictions):
     for video in sorted(os.listdir(truths)):
         for frame in sorted(os.listdir(Path(truths) / video)):
             truth, prediction = (np.asarray(Image.open(Path(folder) / video / frame)) for folder in (truths, predictions))
-            seen = cv2.calcHist([truth], [0], None, [256], [0, 256]).ravel()
-            for number in np.flatnonzero(seen)[1:]:  # 0 is the background
+            for number in range(1, int(truth.max()) + 1):
                 pair = prediction == number, truth == number
-                scores.setdefault((video, int(number)), []).append((region_similarity(*pair), contour_accuracy(*pair)))
+                if pair[1].any():
+                    scores.setdefault((video, number), []).append((region_similarity(*pair), contour_accuracy(*pair)))
     return {key: 100 * np.mean(values, 0) for key, values in scores.items()}
 
 

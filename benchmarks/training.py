@@ -19,7 +19,7 @@ from timing import in_turns, machine, ratio, write
 from fsrvos.data.corpus import Corpus
 from fsrvos.data.episodes import EpisodeDataset
 from fsrvos.data.synthesis import SynthesisSettings, synthesize
-from fsrvos.models.encoders import FeatureStore
+from fsrvos.models.encoders import keep_features
 from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
 from fsrvos.study import load_params, method_config, training_config
 from fsrvos.training.loop import TrainSettings, batch_stream, forward, train
@@ -41,9 +41,10 @@ def small_study(folder: Path, classes: int = CLASSES, steps: int = STEPS) -> tup
     only = SynthesisSettings(classes=classes, clips_per_class=(4, 4), person_clips=0, mixed_per_class=(0, 0), short_per_class=(0, 0), rare_classes=0, pretrain_classes=0, shifted_clips=0)
     synthesize(folder / "embedded", only, workers=1, progress=False)
     corpus = Corpus.load(folder / "embedded/raw")
-    source = FeatureStore.build(folder / "features", corpus, progress=False, **params["features"])
+    source = keep_features(folder / "features", corpus, **params["features"])
     settings = training_config(params, METHOD)
     episodes = {name: settings.pop(name) for name in ("frames", "shots", "class_name_dropout", "other_sentences")}
+    settings.pop("augment")
     settings |= {"epochs": 1, "episodes_per_class": -(-steps * settings["batch_size"] // classes), "log_every": 1}
     names = sorted({v.category for v in corpus.videos.values()})
     dataset = EpisodeDataset(corpus, names, source=source, episodes_per_class=settings["episodes_per_class"], **episodes)

@@ -1,4 +1,5 @@
 "What is fast gives the same: the plain path, the inference path and the model agree, and the benchmarks' parts run."
+import copy
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import nn
 
 from fsrvos.apps.demo import draw_clip
 from fsrvos.apps.segment import Segmenter
+from fsrvos.models.deformable import DeformableAttention
 from fsrvos.models.encoders import as_pyramid
 from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
 from fsrvos.models.inference import Inference, folded
@@ -76,7 +78,11 @@ def test_every_part_of_the_plain_path_is_replaced(models, monkeypatch):
 
 
 def test_gradients_of_the_plain_path(models):
-    model, (b, t, k) = models["paper"], (2, 2, 2)
+    torch.manual_seed(0)
+    model, (b, t, k) = copy.deepcopy(models["paper"]), (2, 2, 2)
+    for module in model.modules():  # a new model samples pixels' very centres, where the derivative by the place jumps and a rounding chooses the side
+        if isinstance(module, DeformableAttention):
+            module.sampling_offsets.bias.data += .2 + .3 * torch.rand_like(module.sampling_offsets.bias)
     levels = lambda n: [torch.randn(b, n, c, -(-48 // s), -(-72 // s)) for c, s in zip(model.config.vision_channels, (4, 8, 16, 32))]
     query, support, words, mask = levels(t), levels(k), torch.randn(b, 5, 384), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     gradients = []
@@ -88,7 +94,7 @@ def test_gradients_of_the_plain_path(models):
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) > 50
     for ours, plainly in zip(*gradients, strict=True):
-        assert (ours - plainly).norm() < .01 * ours.norm() + 1e-4  # a rounding may put a sample on the other side of a pixel's centre, where the gradient jumps
+        assert (ours - plainly).norm() < .01 * ours.norm() + 1e-4
 
 
 def test_a_folded_resnet_is_the_same_function():

@@ -216,9 +216,9 @@ def speed_table(reports: list[Report], goals: tuple[Goal, ...] = GOALS) -> Table
         case = comparison.report.cases[comparison.case]
         shown = [MISSING if way is None else f"{way}: {figure_text(case[way], comparison.key)}" for way in (comparison.reference, comparison.way)]
         goal = next((g for g in goals if g.fits(comparison.report, comparison.case, comparison.what)), None)
-        rows.append([_where(comparison.report), comparison.case, comparison.what, *shown, f"**{comparison.ratio:g}**",
+        rows.append([_where(comparison.report), f"{comparison.case}: {comparison.what}", *shown, f"**{comparison.ratio:g}**",
                      MISSING if goal is None else f"{goal.least:g}, {_verdict(goal, [comparison.ratio])}"])
-    return Table("Compared with a reference", "Ways of one row took turns in one process. Medians; brackets: least and most.", ["benchmark", "case", "what", "reference", "compared", "ratio", "goal"], rows)
+    return Table("Compared with a reference", "Ways of one row took turns in one process. Medians; brackets: least and most.", ["benchmark", "case and what", "reference", "compared", "ratio", "goal"], rows)
 
 
 def other_table(reports: list[Report]) -> Table:
