@@ -17,6 +17,7 @@ from pathlib import Path
 from textwrap import wrap
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from .report import MISSING, Table
 
@@ -247,7 +248,7 @@ def _where(report: Report) -> str:
 def speed_figure(reports: list[Report], goals: tuple[Goal, ...] = GOALS) -> Figure:
     "Every ratio as a bar on a logarithmic axis, its reference beside it; a stroke is its goal. The page's first picture."
     shown = [c for report in reports for c in comparisons(report)]
-    figure = Figure(figsize=(11, 1.2 + .3 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(9.5, 1.2 + .36 * len(shown)), layout="constrained")
     axis = figure.add_subplot()
     axis.barh(range(len(shown)), [c.ratio - 1 for c in shown], left=1, color=["tab:blue" if c.ratio >= 1 else "tab:red" for c in shown], height=.6)
     for row, c in enumerate(shown):
@@ -255,7 +256,7 @@ def speed_figure(reports: list[Report], goals: tuple[Goal, ...] = GOALS) -> Figu
         if goal > 1:
             axis.plot([goal] * 2, [row - .45, row + .45], color="black", linewidth=2)
         axis.annotate(f" {c.ratio:g}× {c.reference or ''}", (max(c.ratio, goal, 1), row), va="center", fontsize=7)
-    axis.set_yticks(range(len(shown)), [f"{_where(c.report)}: {c.case}, {c.what}" for c in shown], fontsize=7)
+    axis.set_yticks(range(len(shown)), ["\n".join(wrap(f"{_where(c.report)}: {c.case}, {c.what}", 58)) for c in shown], fontsize=7)
     axis.set_ylim(len(shown) - .4, -.6)
     axis.set(xscale="log", xlabel="times less than the reference that stands beside the bar; black: the goal")
     axis.set_xlim(min([.8, *(.8 * c.ratio for c in shown)]), 60 * max([1, *(c.ratio for c in shown)]))
@@ -264,19 +265,25 @@ def speed_figure(reports: list[Report], goals: tuple[Goal, ...] = GOALS) -> Figu
 
 
 def growth_figure(reports: list[Report]) -> Figure | None:
-    "Time (above) and peak memory (below) against what grows, a column for each case that shows growth; None where none does."
+    "Time (above) and peak memory (below) against what grows, a column for each case that shows growth, four abreast; None where none does."
     grown = [(report, name, values) for report in reports for name, case in report.cases.items() if (values := by_value(case))]
     if not grown:
         return None
-    figure = Figure(figsize=(2.9 * len(grown), 5), layout="constrained")
-    axes = figure.subplots(2, len(grown), sharex="col", squeeze=False)
-    for column, (report, name, values) in zip(axes.T, grown):
+    abreast = min(len(grown), 4)
+    bands = -(-len(grown) // abreast)
+    figure = Figure(figsize=(2.7 * abreast, 4.6 * bands), layout="constrained")
+    axes = figure.subplots(2 * bands, abreast, squeeze=False)
+    columns = [axes[2 * band:2 * band + 2, i] for band in range(bands) for i in range(abreast)]
+    for axis in (axis for column in columns[len(grown):] for axis in column):
+        axis.axis("off")
+    for column, (report, name, values) in zip(columns, grown):
         for axis, key, label in zip(column, ("median_ms", "peak_mb"), ("ms", "MB")):
             for way in dict.fromkeys(way for ways in values.values() for way in ways):
                 points = [(value, ways[way][key]) for value, ways in values.items() if key in ways.get(way, {})]
                 if points:
                     axis.plot(*zip(*points), marker="o", markersize=3, label=way)
             axis.set(xscale="log", ylabel=label)
+            axis.xaxis.set_minor_formatter(NullFormatter())
         column[0].set_yscale("log")
         column[1].set_ylim(0)
         column[0].set_title("\n".join(wrap(f"{_where(report)}: {name}", 26)), fontsize=8)
