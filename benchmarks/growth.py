@@ -3,6 +3,7 @@ the plain path (`plain.py`) where it is asked the same, on the demo model.
 
 python benchmarks/growth.py    writes benchmarks/growth.json beside itself (on a GPU machine growth.cuda.json).
 """
+import ctypes
 import json
 import math
 import os
@@ -31,6 +32,7 @@ def peak(call: Callable[[], object]) -> float:
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be taken again, and not seen (glibc)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now (Linux)
     before = _held("VmRSS")
     call()
