@@ -1,10 +1,12 @@
-// Multi-scale deformable sampling on the CPU, float32 and float64, forward and backward.
+// Multi-scale deformable sampling on the CPU, forward and backward: values in float64, float32 or bfloat16, all else and every sum in float64 or float32.
 // One row of the output is one query of one head: its D channels lie side by side, so each corner is one vectorised multiply-add.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -54,20 +56,25 @@ struct Corners {
   }
 };
 
+// bfloat16 is the upper half of a float32: so the compiler vectorises it.
+inline float widened(at::BFloat16 x) { return std::bit_cast<float>(uint32_t(x.x) << 16); }
+inline float widened(float x) { return x; }
+inline double widened(double x) { return x; }
+
 // `known`: the number of channels where it is known to the compiler, which then unrolls the loops; 0 otherwise.
-template <int known, typename scalar>
-inline void add(scalar* __restrict to, const scalar* __restrict from, scalar factor, int64_t n) {
+template <int known, typename scalar, typename stored>
+inline void add(scalar* __restrict to, const stored* __restrict from, scalar factor, int64_t n) {
   if (known) n = known;
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) to[i] += factor * from[i];
+  for (int64_t i = 0; i < n; ++i) to[i] += factor * widened(from[i]);
 }
 
-template <int known, typename scalar>
-inline scalar dot(const scalar* __restrict a, const scalar* __restrict b, int64_t n) {
+template <int known, typename scalar, typename stored>
+inline scalar dot(const scalar* __restrict a, const stored* __restrict b, int64_t n) {
   if (known) n = known;
   scalar sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+  for (int64_t i = 0; i < n; ++i) sum += a[i] * widened(b[i]);
   return sum;
 }
 
@@ -83,12 +90,12 @@ void with_channels(int64_t channels, const Work& work) {
   }
 }
 
-template <int known, typename scalar>
-void forward_rows(const Sizes& s, const scalar* value, const scalar* locations, const scalar* weights, scalar* out, int64_t begin, int64_t end) {
+template <int known, typename scalar, typename stored>
+void forward_rows(const Sizes& s, const stored* value, const scalar* locations, const scalar* weights, scalar* out, int64_t begin, int64_t end) {
   const int64_t samples = s.levels * s.points;
   for (int64_t row = begin; row < end; ++row) {  // row = (batch, query, head)
     const int64_t head = row % s.heads, batch = row / s.heads / s.queries;
-    const scalar* source = value + (batch * s.pixels * s.heads + head) * s.channels;
+    const stored* source = value + (batch * s.pixels * s.heads + head) * s.channels;
     scalar* sum = out + row * s.channels;
     for (int64_t i = 0; i < samples; ++i) {
       const scalar* xy = locations + (row * samples + i) * 2;
@@ -101,8 +108,8 @@ void forward_rows(const Sizes& s, const scalar* value, const scalar* locations, 
 }
 
 // All queries of one head of one clip: no other thread writes to its part of grad_value.
-template <int known, typename scalar>
-void backward_head(const Sizes& s, const scalar* grad, const scalar* value, const scalar* locations, const scalar* weights,
+template <int known, typename scalar, typename stored>
+void backward_head(const Sizes& s, const scalar* grad, const stored* value, const scalar* locations, const scalar* weights,
                    scalar* grad_value, scalar* grad_locations, scalar* grad_weights, int64_t batch, int64_t head) {
   const int64_t samples = s.levels * s.points, stride = s.heads * s.channels;
   const int64_t origin = (batch * s.pixels * s.heads + head) * s.channels;
@@ -128,14 +135,29 @@ void backward_head(const Sizes& s, const scalar* grad, const scalar* value, cons
   }
 }
 
+// Calls work(stored, scalar), a number of each type: what values are stored in, and what all else is in.
+template <typename Work>
+void with_types(const at::Tensor& value, const at::Tensor& locations, const at::Tensor& weights, const Work& work) {
+  const auto exact = value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  TORCH_CHECK(locations.scalar_type() == exact && weights.scalar_type() == exact, "locations and weights are to be in ", exact, " beside values in ", value.scalar_type());
+  switch (value.scalar_type()) {
+    case at::kDouble: return work(double(), double());
+    case at::kFloat: return work(float(), float());
+    case at::kBFloat16: return work(at::BFloat16(), float());
+    default: TORCH_CHECK(false, "values are in float64, float32 or bfloat16, not in ", value.scalar_type());
+  }
+}
+
 at::Tensor forward(const at::Tensor& value_, const at::Tensor& shapes_, const at::Tensor& locations_, const at::Tensor& weights_) {
   const at::Tensor value = value_.contiguous(), shapes = shapes_.contiguous(), locations = locations_.contiguous(), weights = weights_.contiguous();
   const Sizes s(value, shapes, locations);
-  at::Tensor out = at::zeros({s.batch, s.queries, s.heads * s.channels}, value.options());
-  AT_DISPATCH_FLOATING_TYPES(value.scalar_type(), "sample_levels", [&] {
+  at::Tensor out = at::zeros({s.batch, s.queries, s.heads * s.channels}, locations.options());
+  with_types(value, locations, weights, [&](auto stored, auto exact) {
+    using stored_t = decltype(stored);
+    using scalar_t = decltype(exact);
     at::parallel_for(0, s.batch * s.queries * s.heads, 256, [&](int64_t begin, int64_t end) {
       with_channels(s.channels, [&](auto known) {
-        forward_rows<known>(s, value.const_data_ptr<scalar_t>(), locations.const_data_ptr<scalar_t>(), weights.const_data_ptr<scalar_t>(),
+        forward_rows<known>(s, value.const_data_ptr<stored_t>(), locations.const_data_ptr<scalar_t>(), weights.const_data_ptr<scalar_t>(),
                             out.data_ptr<scalar_t>(), begin, end);
       });
     });
@@ -148,18 +170,20 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& grad_,
   const at::Tensor value = value_.contiguous(), shapes = shapes_.contiguous(), locations = locations_.contiguous(), weights = weights_.contiguous();
   const at::Tensor grad = grad_.contiguous();
   const Sizes s(value, shapes, locations);
-  at::Tensor grad_value = at::zeros_like(value), grad_locations = at::empty_like(locations), grad_weights = at::empty_like(weights);
-  AT_DISPATCH_FLOATING_TYPES(value.scalar_type(), "sample_levels_backward", [&] {
+  at::Tensor grad_value = at::zeros_like(value, locations.options()), grad_locations = at::empty_like(locations), grad_weights = at::empty_like(weights);
+  with_types(value, locations, weights, [&](auto stored, auto exact) {
+    using stored_t = decltype(stored);
+    using scalar_t = decltype(exact);
     at::parallel_for(0, s.batch * s.heads, 1, [&](int64_t begin, int64_t end) {
       with_channels(s.channels, [&](auto known) {
         for (int64_t i = begin; i < end; ++i)
-          backward_head<known>(s, grad.const_data_ptr<scalar_t>(), value.const_data_ptr<scalar_t>(), locations.const_data_ptr<scalar_t>(),
+          backward_head<known>(s, grad.const_data_ptr<scalar_t>(), value.const_data_ptr<stored_t>(), locations.const_data_ptr<scalar_t>(),
                                weights.const_data_ptr<scalar_t>(), grad_value.data_ptr<scalar_t>(), grad_locations.data_ptr<scalar_t>(),
                                grad_weights.data_ptr<scalar_t>(), i / s.heads, i % s.heads);
       });
     });
   });
-  return {grad_value, grad_locations, grad_weights};
+  return {grad_value.to(value.scalar_type()), grad_locations, grad_weights};
 }
 
 }  // namespace

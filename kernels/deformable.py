@@ -61,17 +61,19 @@ def cpu_kernel():
     torch.library.register_fake("fsrvos::sample_levels", _fake)
     torch.library.register_fake("fsrvos::sample_levels_backward", _fake_backward)
     torch.library.register_autograd("fsrvos::sample_levels", _backward, setup_context=_remember)
-    return _sample
+    return sample
 
 
-def _sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    "As `sample_levels`; half precision is computed in float32, and float32 comes out."
-    kind = torch.float64 if value.dtype == torch.float64 else torch.float32
-    return torch.ops.fsrvos.sample_levels(value.to(kind), torch.tensor(shapes), locations.to(kind), weights.to(kind))
+def sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    "As `sample_levels`: float16 is computed in float32, bfloat16 is read as it is and summed in float32; out comes what value times weight would be."
+    exact = torch.float64 if value.dtype == torch.float64 else torch.float32
+    read = value if value.dtype in (exact, torch.bfloat16) else value.to(exact)
+    out = torch.ops.fsrvos.sample_levels(read, torch.tensor(shapes), locations.to(exact), weights.to(exact))
+    return out.to(torch.promote_types(value.dtype, weights.dtype))
 
 
 def _fake(value, shapes, locations, weights):
-    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+    return locations.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
 def _fake_backward(grad, value, shapes, locations, weights):

@@ -24,7 +24,7 @@ def cuda_kernel() -> Callable | None:
         reason = (str(error).strip().splitlines() or [""])[0]
         warnings.warn(f"no Triton kernel for deformable attention ({type(error).__name__}: {reason}); PyTorch's own operations take its place, slower and with more memory", stacklevel=2)
         return None
-    return _sample
+    return sample
 
 
 def _try_out() -> None:
@@ -35,7 +35,7 @@ def _try_out() -> None:
     _launch(programs.forward.fn, value, [1, 1], locations, value, locations, weights, torch.empty(1, 1, 1, device=device), ROWS=1)
 
 
-def _sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+def sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """As `sample_levels`, whatever precision each tensor has: sums are in float32 (float64 where the values are), locations keep their precision, and out comes what
     value times weight would be. The gradient of the values is summed in no fixed order, as that of PyTorch's own `grid_sample` is on a GPU."""
     return sample_levels(value, [side for shape in shapes for side in shape], locations, weights)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fsrvos.kernels.deformable import cpu_kernel
-from fsrvos.models.deformable import sample_levels, sampler
+from fsrvos.models import deformable
+from fsrvos.models.deformable import DeformableAttention, sample_levels, sampler
 from tests.sampling import SHAPES, inputs, with_gradients
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,8 +32,41 @@ def test_precision(dtype):
     value, locations, weights = (x.detach().to(dtype) for x in inputs(shapes, 24))
     fast = cpu_kernel()(value, shapes, locations, weights)
     plain = sample_levels(value.float(), shapes, locations.float(), weights.float())
-    assert fast.dtype == torch.float32
-    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+    unit = max(torch.finfo(dtype).eps, 1e-5)
+    assert fast.dtype == dtype
+    torch.testing.assert_close(fast.float(), plain, atol=unit, rtol=unit)
+
+
+@needs_kernel
+@pytest.mark.parametrize("channels", [3, 24, 32, 64])
+def test_bfloat16_values_are_read_as_they_are(channels):
+    "Beside locations and weights in float32, as under autocast: sums are in float32, and so is what comes out; the values' gradient is rounded once."
+    half, locations, weights = (x.detach().float() for x in inputs(SHAPES[2], channels))
+    half = half.bfloat16()
+    results = []
+    for sample, value in ((cpu_kernel(), half), (sample_levels, half.float())):
+        results.append(with_gradients(sample, SHAPES[2], *(x.detach().requires_grad_() for x in (value, locations, weights))))
+    (out, by_value, *rest), (plain, by_plain, *plain_rest) = results
+    assert out.dtype == torch.float32 and by_value.dtype == torch.bfloat16
+    torch.testing.assert_close((out, *rest), (plain, *plain_rest), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(by_value, by_plain.bfloat16(), atol=1e-4, rtol=1e-2)
+
+
+@needs_kernel
+def test_a_model_in_bfloat16():
+    "Its projections want what they are made of."
+    attention = DeformableAttention(32, 4, 2, 3).bfloat16()
+    memory, reference = torch.randn(2, 30, 32, dtype=torch.bfloat16), torch.rand(2, 5, 2, 2, dtype=torch.bfloat16)
+    out = attention(memory[:, :5], reference, memory, [(4, 6), (2, 3)], None)
+    out.sum().backward()
+    assert out.dtype == torch.bfloat16 and attention.value_proj.weight.grad.isfinite().all()
+
+
+@needs_kernel
+def test_compile_sees_through_the_attention():
+    attention, memory, reference = DeformableAttention(32, 4, 2, 3), torch.randn(2, 30, 32), torch.rand(2, 5, 2, 2)
+    call = lambda module: module(memory[:, :5], reference, memory, [(4, 6), (2, 3)], None)
+    torch.testing.assert_close(call(torch.compile(attention, fullgraph=True, backend="aot_eager")), call(attention))
 
 
 @needs_kernel
@@ -103,5 +137,11 @@ def test_without_a_compiler_there_is_one_warning_and_the_plain_version(tmp_path)
     assert run.stderr.count("no C++ kernel for deformable attention") == 1
 
 
-def test_other_devices_use_the_plain_version():
-    assert sampler(torch.device("meta")) is sample_levels
+def test_each_device_its_kernel(monkeypatch):
+    monkeypatch.setattr(deformable, "cpu_kernel", lambda: deformable.sample_cpu)
+    monkeypatch.setattr(deformable, "cuda_kernel", lambda: deformable.sample_cuda)
+    assert (sampler("cpu"), sampler(torch.device("cuda", 1)), sampler("meta")) == (deformable.sample_cpu, deformable.sample_cuda, sample_levels)
+    monkeypatch.setattr(deformable, "cuda_kernel", lambda: None)
+    assert sampler("cuda") is sample_levels
+    monkeypatch.setenv("FSRVOS_KERNELS", "reference")
+    assert sampler("cpu") is sample_levels

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.deformable import cpu_kernel
-from ..kernels.deformable_triton import cuda_kernel
+from ..kernels.deformable import cpu_kernel, sample as sample_cpu
+from ..kernels.deformable_triton import cuda_kernel, sample as sample_cuda
 from .fusion import Attention
 
 # %% ../../nbs/models/03_deformable.ipynb #f18f21ec
@@ -36,11 +36,20 @@ def sample_levels(value: Tensor, shapes: list[tuple[int, int]], locations: Tenso
         out = out + (F.grid_sample(x, grid, align_corners=False) * weight[:, None]).sum(-1)  # [B·heads, D, Q]
     return out.view(b, heads * d, q).transpose(1, 2)
 
-# %% ../../nbs/models/03_deformable.ipynb #8fb2c6b1
+# %% ../../nbs/models/03_deformable.ipynb #15c07270
+@torch.compiler.assume_constant_result    # or torch.compile would trace how a kernel is built
+def _has_kernel(device: str) -> bool:
+    "Whether there is a kernel for this type of device and FSRVOS_KERNELS does not ask for the reference; builds it when first asked."
+    kernels = {"cpu": cpu_kernel, "cuda": cuda_kernel}
+    return os.environ.get("FSRVOS_KERNELS") != "reference" and device in kernels and kernels[device]() is not None
+
+
 def sampler(device: torch.device):
     "What samples on `device`: the C++ kernel on a CPU, the Triton kernel on an NVIDIA GPU, where there is one; else, or with FSRVOS_KERNELS=reference in the environment, `sample_levels`."
-    kernel = {"cpu": cpu_kernel, "cuda": cuda_kernel}.get(torch.device(device).type) if os.environ.get("FSRVOS_KERNELS") != "reference" else None
-    return (kernel and kernel()) or sample_levels
+    kind = torch.device(device).type
+    if not _has_kernel(kind):
+        return sample_levels
+    return sample_cpu if kind == "cpu" else sample_cuda
 
 # %% ../../nbs/models/03_deformable.ipynb #4193ea92
 class DeformableAttention(nn.Module):
