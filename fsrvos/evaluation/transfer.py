@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.corpus import write_bytes_atomic
 from .protocol import Evaluation, breakdown
-from .report import FOLDS, MISSING, ReportError, Table, _number, _origin_text, _pair, _png, _row, _spread, by_fold, margins, methods_in, qualitative_figure
+from .report import MISSING, ReportError, Table, _number, _origin_text, _pair, _png, _row, _spread, by_fold, folds_in, margins, methods_in, published_rows, qualitative_figure
 from ..models.fsrvos import EncodedModel
 
 # %% ../../nbs/evaluation/06_transfer.ipynb #943dd8e3
@@ -44,15 +44,15 @@ PUBLISHED_3 = {"lbdt": ("27.5 / 36.2 / 31.6", "42.4 / 37.3 / 39.6"), "referforme
 
 def table2(evaluations: dict[str, Evaluation]) -> Table:
     "J / F on the shifted corpus by the fold of the cell, mean over folds, J&F with spreads; published numbers below."
-    rows = []
+    rows, folds = [], folds_in(evaluations)
     for method in methods_in(evaluations):
         cells = by_fold(evaluations, method)
-        mean = _row(method, "mean", cells) if len(cells) == len(FOLDS) else None
-        rows.append([method, *(_pair(_row(method, fold, {fold: cells[fold]}) if fold in cells else None) for fold in FOLDS), _pair(mean), _spread(mean)])
-    rows += [[f"*{name}, published: Mini-Ref-SAIL-VOS, not comparable*", *values, MISSING] for name, values in PUBLISHED_2.items()]
+        mean = _row(method, "mean", cells) if 1 < len(cells) == len(folds) else None
+        rows.append([method, *(_pair(_row(method, fold, {fold: cells[fold]}) if fold in cells else None) for fold in folds), _pair(mean), _spread(mean)])
+    rows += published_rows(PUBLISHED_2, folds, "Mini-Ref-SAIL-VOS")
     return Table("Table 2: the shifted corpus, nothing trained on it",
                  "J / F in percent by the fold that the cell was trained on; all cells answer the same questions. J&F: ± is the deviation over runs (support draws), brackets the 95 % bootstrap interval over videos.",
-                 ["method", *(f"fold {fold}" for fold in FOLDS), "mean", "mean J&F"], rows)
+                 ["method", *(f"fold {fold}" for fold in folds), "mean", "mean J&F"], rows)
 
 
 def class_table(evaluations: dict[str, Evaluation]) -> Table:
