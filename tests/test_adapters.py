@@ -175,15 +175,15 @@ def make_sailvos(root):
     return root
 
 
-def make_ytvos(root, images="JPEGImages", suffix=".jpg", listed="meta.json"):
-    "The layout of Ref-YouTube-VOS and of the two mini corpora."
+def make_ytvos(root, images="JPEGImages", suffix=".jpg", listed="meta.json", shown={"0a1b": ("dog", WIDE), "ß2": ("dog", TALL)}):
+    "The layout of Ref-YouTube-VOS and of the two mini corpora; two objects of one class a video."
     videos = []
-    for video, size in (("0a1b", WIDE), ("ß2", TALL)):
-        for t, name in enumerate(("00000", "00005", "00020")):
-            frame(root / f"train/{images}/{video}/{name}{suffix}", size)
-            write_masks(root / f"train/Annotations/{video}/{name}.png", box(size, (2, 8, 3, 10), (10, 16, 12, 20)) if t else box(size, (2, 8, 3, 10)))
-        tracks = {1: ObjectTrack(1, "dog", ("00000", "00005", "00020")), 2: ObjectTrack(2, "dog", ("00005", "00020"))}
-        videos.append(Video(video, ("00000", "00005", "00020"), tracks, (Expression("0", 'a "big" dog', (1,)), Expression("1", "the later one", (2,))), root, suffix))
+    for video, (name, size) in shown.items():
+        for t, number in enumerate(("00000", "00005", "00020")):
+            frame(root / f"train/{images}/{video}/{number}{suffix}", size)
+            write_masks(root / f"train/Annotations/{video}/{number}.png", box(size, (2, 8, 3, 10), (10, 16, 12, 20)) if t else box(size, (2, 8, 3, 10)))
+        tracks = {1: ObjectTrack(1, name, ("00000", "00005", "00020")), 2: ObjectTrack(2, name, ("00005", "00020"))}
+        videos.append(Video(video, ("00000", "00005", "00020"), tracks, (Expression("0", f'a "big" {name}', (1,)), Expression("1", "the later one", (2,))), root, suffix))
     write_metas(root, videos)
     (root / "train/meta.json").rename(root / "train" / listed)
     return root

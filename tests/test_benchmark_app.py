@@ -153,7 +153,7 @@ def test_numbers_from_the_command_line(fsrvos, fake_model, support, tmp_path, ti
     assert written["benchmark"] == "jhmdb" and written["measures"]["samples"] == 3 and written["settings"]["supports"] == draw_supports(train, 2, 3) and written["settings"]["seed"] == 3
 
 
-@pytest.mark.parametrize("argv, told", [(("davis", "--raw", "raw"), "'davis' is no benchmark; known: refytvos, mevis, refdavis, a2d, jhmdb"), (("refytvos", "--raw", "raw"), "no support: give --train"),
+@pytest.mark.parametrize("argv, told", [(("davis", "--raw", "raw"), "'davis' is no benchmark; known: refytvos, refytvos-test, mevis, refdavis, a2d, jhmdb"), (("refytvos", "--raw", "raw"), "no support: give --train"),
                                         (("a2d", "--raw", "raw", "--check"), "a2d has no archive"), (("mevis", "--raw", "raw", "--support", "nowhere"), "nowhere: no such folder"),
                                         (("mevis", "--raw", "raw", "--train", "nowhere"), "nowhere: is not a folder"), (("mevis", "--raw", "raw", "--support", "support", "--model", "nowhere"), "nowhere: no model"),
                                         (("mevis", "--raw", "raw", "--check"), "raw/meta_expressions.json: cannot be read"), (("mevis", "--raw", "raw", "--support", "support", "--device", "tpu"), "--device tpu")])

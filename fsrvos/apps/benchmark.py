@@ -6,12 +6,13 @@
 __all__ = ['ARCHIVES', 'MEASURED', 'SegmenterPredictor', 'SupportError', 'draw_supports', 'class_of', 'Supports', 'write_archive',
            'measure_on', 'Task', 'read_task']
 
-# %% ../../nbs/apps/07_benchmark.ipynb #fe0b6cdf
+# %% ../../nbs/apps/07_benchmark.ipynb #ca1542be
 import re
 import tempfile
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..evaluation.benchmarks import answers, corpus_queries, davis_summary, eval
 from ..evaluation.protocol import Prediction, Query
 from ..evaluation.submissions import UnlabelledSplit, mevis_split, refytvos_split, write_submission
 
-# %% ../../nbs/apps/07_benchmark.ipynb #4104bde3
+# %% ../../nbs/apps/07_benchmark.ipynb #0987e445
 class SegmenterPredictor:
     "A `Segmenter` as a `Predictor`; a source is whatever has `read_frames(video, frames)`, for supports also `read_masks` (a `Corpus`, an `UnlabelledSplit`)."
 
@@ -46,7 +47,7 @@ class SegmenterPredictor:
         found = state.segment(self._read[1], text, progress=False)
         return Prediction(found.masks.any(0), max(found.scores, default=0.0))
 
-# %% ../../nbs/apps/07_benchmark.ipynb #18507e9c
+# %% ../../nbs/apps/07_benchmark.ipynb #90b5097f
 class SupportError(ValueError):
     "Questions for which there is no support; the text says which and what to give."
 
@@ -70,7 +71,7 @@ def class_of(text: str, classes: Iterable[str]) -> str:
     named = [name for name in classes if re.search(rf"\b{words(name)}(s|es)?\b", text, re.IGNORECASE)]
     return max(named, key=lambda name: (len(name), name), default="")
 
-# %% ../../nbs/apps/07_benchmark.ipynb #47ff5cb0
+# %% ../../nbs/apps/07_benchmark.ipynb #095a7c98
 @dataclass
 class Supports:
     "The supports of a run: `states` by class, that of the folder under an empty name, and `drawn`, what stands in a manifest of them."
@@ -95,8 +96,8 @@ class Supports:
                                "Give --train a corpus with their classes, or --support a folder for what it has not got")
         return found
 
-# %% ../../nbs/apps/07_benchmark.ipynb #f738a6e7
-ARCHIVES = {"refytvos": refytvos_split, "mevis": mevis_split}
+# %% ../../nbs/apps/07_benchmark.ipynb #b6dec323
+ARCHIVES = {"refytvos": refytvos_split, "refytvos-test": partial(refytvos_split, split="test"), "mevis": mevis_split}
 
 MEASURED = {"refdavis": "val", "a2d": "test", "jhmdb": None}  # kind -> the split that is asked
 
