@@ -9,7 +9,7 @@ import pytest
 from fsrvos.apps.cli import examine, main
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("synthesize", "curate", "train", "evaluate", "report", "segment", "adapt", "demo", "import-corpus", "benchmark", "convert-weights", "dry-run", "doctor")
+COMMANDS = ("synthesize", "curate", "overlap", "train", "evaluate", "report", "segment", "adapt", "demo", "import-corpus", "stills", "benchmark", "convert-weights", "dry-run", "doctor")
 
 
 @pytest.fixture
