@@ -10,7 +10,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
+from fsrvos.apps.player import ClipView
 from fsrvos.apps.still import without_kernel
+from fsrvos.data.corpus import Corpus
 from tests.browsing import LAPTOP, QUIET, chromium, needs_chromium, serving
 from tests.tiny import make_tiny_corpus, tiny_evaluation
 
@@ -118,6 +120,11 @@ def drag(page, handle, share: float) -> None:
     page.mouse.up()
 
 
+def chosen_pixel(explorer) -> tuple[int, int]:
+    "x and y as the sliders have them."
+    return tuple(int(float(slider(explorer, name).get_attribute("aria-valuenow"))) for name in ("pixel x", "pixel y"))
+
+
 def segment(explorer) -> str:
     "Press the button and wait for another answer than is shown -> what the status line says."
     lines = explorer.get_by_text("computed in")
@@ -163,6 +170,34 @@ def test_a_video_is_opened_and_its_objects_are_shown(lab):
     assert browser.get_by_label("class").evaluate("menu => menu.value") == "any"
 
 
+def test_a_thumbnail_is_clicked_itself(lab, folder):
+    browser = part(lab, 1)
+    browser.get_by_label("class").select_option("hat")
+    browser.get_by_text("1–4 of 4 videos").wait_for()
+    browser.get_by_role("button", name="hat_2").locator("img").click()
+    browser.get_by_role("option", name="hat_2: all objects").wait_for(state="attached")
+    drag(lab, slider(browser, "opacity"), 1)
+    corpus = Corpus.load(folder / "corpus")
+    view = ClipView(corpus.read_frames("hat_2", ["00000"]), corpus.read_masks("hat_2", ["00000"], [1, 2]), opacity=1)
+    until(lambda: np.abs(pixels(browser.locator(".fsrvos-clip")).astype(int) - view.picture(0)).mean() < 3)      # but for what a JPEG changes
+    browser.get_by_label("class").select_option("any")
+
+
+def test_thumbnails_are_opened_with_the_keyboard(lab):
+    browser = part(lab, 1)
+    browser.get_by_label("class").select_option("dog")
+    browser.get_by_text("1–4 of 4 videos").wait_for()
+    until(lambda: browser.get_by_role("button", name="dog_").count() == browser.get_by_role("button", name="open ").count() == 4)
+    for key, video in (("Enter", "dog_1"), ("Space", "dog_2")):
+        lab.keyboard.press("Tab") if video == "dog_2" else browser.get_by_role("button", name="dog_1").focus()
+        assert lab.evaluate("document.activeElement.innerText") == video
+        assert lab.evaluate("getComputedStyle(document.activeElement).outlineWidth") == "3px", "seen to have the keyboard"
+        lab.keyboard.press(key)
+        browser.get_by_role("option", name=f"{video}: all objects").wait_for(state="attached")
+    assert lab.locator(".jp-Notebook.jp-mod-commandMode").count() == 1, "Enter has not gone to JupyterLab, which would edit a cell"
+    browser.get_by_label("class").select_option("any")
+
+
 def test_sentences_and_sigma_change_the_masks(lab, explorer):
     first = explorer.get_by_text("computed in").inner_text()
     assert first.startswith("1 of 5 sequences") and "J " in first
@@ -200,6 +235,36 @@ def test_the_keyboard_is_enough(lab, explorer):
     changed(look, looked)
 
 
+def test_the_pixel_is_clicked(lab, explorer):
+    query, look = explorer.locator(".fsrvos-query"), explorer.locator(".fsrvos-look")
+    for share, place in ((.25, (12, 8)), (.75, (36, 24))):
+        before, looked = pixels(query.locator("img")), pixels(look)
+        query.scroll_into_view_if_needed()
+        box = query.locator("img").bounding_box()
+        query.locator("img").click(position={"x": share * box["width"] + 1, "y": share * box["height"] + 1})
+        changed(look, looked)
+        changed(query.locator("img"), before)
+        until(lambda: chosen_pixel(explorer) == place)
+
+
+def test_the_pixel_is_chosen_with_the_keyboard(lab, explorer):
+    query, look = explorer.get_by_role("button", name="choose a pixel"), explorer.locator(".fsrvos-look")
+    query.focus()
+    x, y = chosen_pixel(explorer)
+    looked = pixels(look)
+    for key in ("Shift+ArrowLeft", "ArrowLeft", "Shift+ArrowUp", "ArrowDown"):
+        lab.keyboard.press(key)
+    assert query.get_attribute("aria-label").endswith(f": x {x - 11}, y {y - 9}") and chosen_pixel(explorer) == (x, y), "moved, and not chosen"
+    assert explorer.locator(".fsrvos-picture-cursor").is_visible()
+    lab.keyboard.press("Enter")
+    changed(look, looked)
+    until(lambda: chosen_pixel(explorer) == (x - 11, y - 9))
+    assert query.evaluate("button => button === document.activeElement"), "and may be moved on"
+    for _ in range(6):
+        lab.keyboard.press("Shift+ArrowLeft")
+    assert ": x 0, y" in query.get_attribute("aria-label"), "it stays in the picture"
+
+
 def test_two_results_are_compared(lab):
     comparer = part(lab, 3)
     rows = comparer.get_by_role("listbox").get_by_role("option").all_inner_texts()
@@ -220,6 +285,7 @@ def test_a_saved_notebook_is_read_without_a_kernel(lab, explorer, folder, browse
     page = browser.new_page(viewport=LAPTOP, java_script_enabled=False)
     page.set_content("<html><body>" + "<hr>".join(html))
     assert page.get_by_text(status).is_visible() and page.get_by_text("2 queries").is_visible()
+    assert page.get_by_alt_text("choose a pixel").is_visible() and page.get_by_alt_text("open ").count() == 12
     assert page.locator("img").evaluate_all("pictures => pictures.filter(p => p.complete && p.naturalWidth).length") >= 12 + 1 + 7
     assert page.get_by_role("combobox").first.is_disabled() and page.evaluate("document.documentElement.scrollWidth") <= LAPTOP["width"]
     page.close()
@@ -247,4 +313,11 @@ def test_the_explorer_works_in_voila(folder, browser):
         best = pixels(prediction)
         drag(page, slider(page, "σ"), 0)
         changed(prediction, best)
+        look = page.locator(".fsrvos-look")
+        looked = pixels(look)
+        page.locator(".fsrvos-query img").click(position={"x": 2, "y": 2})
+        changed(look, looked)
+        assert chosen_pixel(page) == (0, 0)
+        page.get_by_role("button", name="cat_1").locator("img").click()
+        page.get_by_role("option", name="cat_1: all objects").wait_for(state="attached")
         page.close()

@@ -125,20 +125,20 @@ def test_browse(tiny):
     browser = CorpusBrowser(corpus, FOLDS)
     assert browser.count.value == "1–12 of 20 videos" and browser.previous.disabled
     browser.next.click()
-    assert browser.count.value == "13–20 of 20 videos" and browser.next.disabled and [c.layout.display for c in browser._cards].count("none") == 4
+    assert browser.count.value == "13–20 of 20 videos" and browser.next.disabled and [picture.layout.display for picture in browser.thumbnails].count("none") == 4
     browser.fold.value = "fold 1, test"
     assert browser.page == 0 and [name for name, _ in browser.category.options] == ["any", "fish", "hat"] and len(browser.found) == 8
     browser.category.value = "fish"
     browser.words.value = "moving"
     assert browser.found == ["fish_0", "fish_1", "fish_2", "fish_3"]
-    browser.openers[2].click()
+    browser.thumbnails[2].click()
     assert browser.video.id == "fish_2" and browser.player.view.visible.tolist() == [True, True] and len(browser.sentences.options) == 8
     shown = browser.player.image.value
     browser.sentences.index = 1
     assert browser.player.view.visible.tolist() == [True, False] and browser.player.image.value != shown
     browser.sentences.index = 7
     assert browser.player.view.visible.tolist() == [True, True] and browser.player.image.value == shown
-    browser.openers[0].click()
+    browser.thumbnails[0].click()
     assert browser.video.id == "fish_0" and len(browser.player.toggles) == 2
     for menu in (browser.fold, browser.category, browser.objects):
         menu.index = 0
@@ -299,6 +299,10 @@ def test_looking_follows_the_pixel(tiny, several, decodes):
     seen = explorer.look_picture.value
     explorer.x.value, explorer.y.value = 0, 0
     assert explorer.wait() and explorer.look_picture.value != seen and explorer.look.frame is None
+    seen, shown = explorer.look_picture.value, explorer.query_picture.value
+    explorer.query_picture.click(40, 30)
+    assert explorer.wait() and (explorer.x.value, explorer.y.value) == (40, 30) and explorer.look_picture.value != seen and explorer.query_picture.value != shown
+    assert (explorer.query_picture.columns, explorer.query_picture.rows) == (48, 32) and explorer.query_picture.alt == "frame 0 of the query, choose a pixel"
     explorer.what.value = look_names(several)["self-affinity, stride 8"]
     assert explorer.wait() and explorer.look.frame == 3 and len(decodes) == 1
 

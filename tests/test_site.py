@@ -89,6 +89,16 @@ def test_no_picture_is_missing(site):
     assert not {url: seen["missing"] for url, seen in site.pages.items() if seen["missing"]}
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_stills_of_the_widgets_are_read_without_a_kernel(site, browser, scheme):
+    page = browser.new_page(viewport=LAPTOP, color_scheme=scheme)
+    page.goto(f"{site.address}/apps/05_explore.html")
+    for shown in (page.get_by_alt_text("open hedgehog_1"), page.get_by_alt_text("of the query, choose a pixel"), page.get_by_role("button", name="Segment"), page.get_by_text("mean difference in J&F").last):
+        assert shown.is_visible()
+    assert page.get_by_role("button", name="Segment").is_disabled()
+    page.close()
+
+
 def test_nothing_is_fetched_from_elsewhere(site):
     assert not site.elsewhere
 

@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['PAGE', 'WIDE', 'ANY', 'SHORT', 'LONG', 'Step', 'KEPT', 'STRIP', 'SHOTS', 'LOOK', 'read_folds', 'has_words',
            'matching_videos', 'page_of', 'thumbnail', 'CorpusBrowser', 'Support', 'Question', 'find_expression',
-           'EncodedSource', 'AffinityRow', 'recorded_inputs', 'affinity_row', 'similarity_row', 'Answer',
-           'answer_question', 'start_threshold', 'chosen_sequences', 'Quality', 'frame_quality', 'Session', 'in_strip',
-           'heated', 'marked', 'score_bars', 'quality_plot', 'Look', 'look_names', 'look_from', 'Cancelled', 'Worker',
-           'EpisodeExplorer', 'compare_evaluations', 'row_label', 'row_details', 'RunComparer']
+           'EncodedSource', 'Answer', 'answer_question', 'start_threshold', 'chosen_sequences', 'Quality',
+           'frame_quality', 'Session', 'in_strip', 'heated', 'marked', 'score_bars', 'quality_plot', 'Look',
+           'look_names', 'look_from', 'Cancelled', 'Worker', 'EpisodeExplorer', 'compare_evaluations', 'row_label',
+           'row_details', 'RunComparer']
 
 # %% ../../nbs/apps/05_explore.ipynb #86d5648d
 import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -33,6 +32,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from .picture import ClickablePicture
 from .player import ClipPlayer, Shown, beside, jpeg, picture_widget, shown_size
 from .segment import COLOURS, load_model, painted
 from ..data.corpus import Corpus, Expression
@@ -41,7 +41,7 @@ from ..evaluation.metrics import contour_accuracy, region_similarity
 from ..evaluation.multi_object import SequencePredictor, Sequences, by_similarity
 from ..evaluation.protocol import Evaluation
 from ..evaluation.report import load_evaluations
-from ..models.affinity import CrossModalAffinity, _resize, masked_support
+from ..models.affinity_rows import affinity_row, recorded_inputs, similarity_row
 from ..models.encoders import _normalise
 from ..models.fsrvos import FSRVOSModel
 from ..models.linking import SequenceSet, chunks_of
@@ -116,7 +116,7 @@ def _message(text: str) -> str:
 
 
 class CorpusBrowser(Shown):
-    """The videos of a corpus by class, fold, number of objects and words; a video's button opens it in the `player`, and a sentence shows its objects alone.
+    """The videos of a corpus by class, fold, number of objects and words; a video's thumbnail opens it in the `player`, and a sentence shows its objects alone.
 
     folds: see `read_folds`."""
 
@@ -127,11 +127,10 @@ class CorpusBrowser(Shown):
         self.objects = _menu("objects", [("any number", ANY), *((str(n), n) for n in sorted({len(v.objects) for v in corpus.videos.values()}))], "200px")
         self.words = W.Text(description="words", placeholder="in the expression", layout=W.Layout(width="290px"))
         self.previous, self.next, self.count = W.Button(description="previous", icon="arrow-left"), W.Button(description="next", icon="arrow-right"), W.Label()
-        self.thumbnails, self.openers = [picture_widget(140) for _ in range(PAGE)], [W.Button(layout=W.Layout(width="140px")) for _ in range(PAGE)]
-        self._cards = [W.VBox(card, layout=W.Layout(margin="0 8px 8px 0")) for card in zip(self.thumbnails, self.openers)]
+        self.thumbnails = [ClickablePicture(layout=W.Layout(width="140px", margin="4px 8px 8px 4px")) for _ in range(PAGE)]
         self.sentences, self._chosen = W.Select(rows=10, layout=W.Layout(width="auto")), beside()
         self.video, self.player = None, None
-        self.widget = W.VBox([_row(self.fold, self.category, self.objects, self.words), _row(self.previous, self.next, self.count), _row(*self._cards), self._chosen],
+        self.widget = W.VBox([_row(self.fold, self.category, self.objects, self.words), _row(self.previous, self.next, self.count), _row(*self.thumbnails), self._chosen],
                              layout=W.Layout(max_width=WIDE))
         self._connect()
         self._offer_classes()
@@ -143,8 +142,8 @@ class CorpusBrowser(Shown):
             choice.observe(self._search, "value")
         self.previous.on_click(lambda _: self._turn(self.page - 1))
         self.next.on_click(lambda _: self._turn(self.page + 1))
-        for opener in self.openers:
-            opener.on_click(lambda button: self.open(button.description))
+        for picture in self.thumbnails:
+            picture.observe(lambda change: self.open(change["owner"].caption), "clicks")
         self.sentences.observe(self._show_objects, "value")
 
     def _offer_classes(self, change=None) -> None:
@@ -158,10 +157,11 @@ class CorpusBrowser(Shown):
 
     def _turn(self, page: int) -> None:
         self.page, ids = page, page_of(self.found, page, PAGE)
-        for i, card in enumerate(self._cards):
-            card.layout.display = None if i < len(ids) else "none"
-        for video_id, picture, opener in zip(ids, self.thumbnails, self.openers):
-            picture.value, opener.description, opener.tooltip = self._thumbnail(video_id), video_id, f"open {video_id}"
+        for i, picture in enumerate(self.thumbnails):
+            picture.layout.display = None if i < len(ids) else "none"
+        for video_id, picture in zip(ids, self.thumbnails):
+            with picture.hold_sync():
+                picture.value, picture.caption, picture.alt = self._thumbnail(video_id), video_id, f"open {video_id}"
         first = page * PAGE
         self.count.value = f"{first + 1}–{first + len(ids)} of {len(self.found)} videos" if ids else "no video is like that; take something out"
         self.previous.disabled, self.next.disabled = page == 0, first + PAGE >= len(self.found)
@@ -235,80 +235,6 @@ class EncodedSource:
     def _words(self, text: str) -> Tensor:
         ids, mask = (x.to(self.model.device) for x in self.model.encoders()[1].tokenize([text]))
         return self.model.encode_text(ids, mask)[0]
-
-# %% ../../nbs/apps/05_explore.ipynb #6263898e
-class AffinityRow(NamedTuple):
-    """Where one query pixel looks: own [h, w] over the clip's middle frame, cross [K, h, w] over the support frames (None where the model has no cross-affinity); each sums to 1.
-    after: what comes of it [C/2]."""
-
-    own: Tensor
-    cross: Tensor | None
-    after: Tensor
-
-
-@contextmanager
-def recorded_inputs(module: nn.Module) -> Iterator[list[tuple]]:
-    "The arguments of every call of `module` meanwhile."
-    calls: list[tuple] = []
-    handle = module.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
-    try:
-        yield calls
-    finally:
-        handle.remove()
-
-
-@torch.no_grad()
-def affinity_row(affinity: CrossModalAffinity, query: Tensor, support: Tensor, masks: Tensor, place: tuple[int, int, int]) -> AffinityRow:
-    """Eq. 2 and 3 for one query position; query [1, T, C, h, w], support [1, K, C, h', w'] and masks float [1, K, H, W] as the module gets them, place (t, y, x) on the level's grid.
-
-    Raises ValueError for a model without affinity."""
-    if affinity.kind == "none":
-        raise ValueError("this model has no affinity: it adds the support to the query, and no pixel looks anywhere")
-    t, y, x = place
-    size = query.shape[-2:]
-    own = affinity.query_qkv
-    q, weights = _attend_one(affinity, own.query(query[:, t])[0, :, y, x], own, query[:, query.shape[1] // 2])
-    cross = None
-    if affinity.kind == "self+cross":
-        shown, keep = _cross_keys(affinity, support, masks, size)
-        q, cross = _attend_one(affinity, q, affinity.support_qkv, shown[0], keep)
-        cross = _over_all_frames(cross.view(-1, *size), support.shape[1])
-    return AffinityRow(weights.view(size), cross, q)
-
-
-def _attend_one(affinity: CrossModalAffinity, q: Tensor, projections: nn.Module, frames: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    "One query [d] on frames [n, C, h, w] -> the normed sum [d], and its weights [n·h·w]; keep: which positions count."
-    k, v = (layer(frames).movedim(1, 0).flatten(1) for layer in (projections.Key, projections.Value))     # [d, n·h·w]
-    logits = q @ k / len(q) ** .5
-    weights = (logits if keep is None else logits.masked_fill(~keep, -torch.inf)).softmax(0)
-    return affinity.layer_norm(q + v @ weights), weights
-
-
-def _cross_keys(affinity: CrossModalAffinity, support: Tensor, masks: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    "The support frames that are looked at [1, n, C, h, w], and which of their positions count."
-    shown = masked_support(support, masks, size)
-    if affinity.support_frames == "middle":
-        return shown[:, shown.shape[1] // 2][:, None], None
-    keep = (_resize(masks.flatten(0, 1)[:, None], size) > 0).flatten()
-    return shown, keep | ~keep.any()
-
-
-def _over_all_frames(weights: Tensor, shots: int) -> Tensor:
-    "Weights of the frames that were looked at, all K or the middle one, as [K, h, w]."
-    if len(weights) == shots:
-        return weights
-    spread = weights.new_zeros(shots, *weights.shape[1:])
-    spread[shots // 2] = weights[0]
-    return spread
-
-
-@torch.no_grad()
-def similarity_row(query: Tensor, support: Tensor, place: tuple[int, int, int]) -> Tensor:
-    "Cosine of one query position (t, y, x) with every support position: frozen features [T, C, h, w] and [K, C, h', w'], centred as in `similarity_prior` -> [K, h', w']."
-    flat = lambda x: x.movedim(1, -1).flatten(0, 2).float()
-    mean = torch.cat((flat(query), flat(support))).mean(0)
-    t, y, x = place
-    return F.cosine_similarity(query[t, :, y, x] - mean, flat(support) - mean, dim=-1).view(len(support), *support.shape[-2:])
 
 # %% ../../nbs/apps/05_explore.ipynb #4bfc8d0e
 @dataclass
@@ -657,7 +583,7 @@ class EpisodeExplorer(Shown):
     def _make_results(self) -> None:
         heading = lambda text: W.HTML(f"<b>{text}</b>")
         self.support_picture, self.truth_picture = picture_widget(1000, "support"), picture_widget(480, "truth")
-        self.marked_picture, self.look_picture = picture_widget(220, "pixel"), picture_widget(LOOK, "look")
+        self.query_picture, self.look_picture = ClickablePicture(layout=W.Layout(width="270px", max_width="100%", margin="4px 8px 4px 4px")).add_class("fsrvos-query"), picture_widget(LOOK, "look")
         self.bars, self.plot = picture_widget(480, "scores", "png"), picture_widget(480, "quality", "png")
         self.threshold = W.FloatSlider(min=0, max=1, step=0.01, description="σ", layout=W.Layout(width="480px", max_width="100%"))
         self.what = _menu("look", width="330px")
@@ -666,7 +592,8 @@ class EpisodeExplorer(Shown):
         self.truth_title = heading("truth")
         self._results = W.VBox([heading("support"), self.support_picture,
                                 beside(W.VBox([heading("prediction"), self.player.widget, self.threshold, self.bars]), W.VBox([self.truth_title, self.truth_picture, self.plot])),
-                                heading("where a pixel of the query looks"), _row(self.what, self.x, self.y), _row(self.marked_picture, self.look_picture)],
+                                heading("where a pixel of the query looks: click one, or move to it with the arrow keys and press Enter"), _row(self.what, self.x, self.y),
+                                W.HBox([self.query_picture, self.look_picture], layout=W.Layout(flex_flow="row wrap", align_items="flex-start"))],
                                layout=W.Layout(display="none"))
 
     def _connect(self) -> None:
@@ -675,6 +602,8 @@ class EpisodeExplorer(Shown):
                      self.y: self._ask_look}
         for choice, react in reactions.items():
             choice.observe(react, "value")
+        W.link((self.query_picture, "x"), (self.x, "value"))
+        W.link((self.query_picture, "y"), (self.y, "value"))
         self.run.on_click(self._segment)
         self.stop.on_click(self._cancel)
 
@@ -757,6 +686,7 @@ class EpisodeExplorer(Shown):
             self.threshold.value = start_threshold(self._network)
         _refill(self.what, list(look_names(self._network).items()))
         self.x.max, self.y.max = video.width - 1, video.height - 1
+        self.query_picture.columns, self.query_picture.rows = video.width, video.height
         if other_model:
             self.x.value, self.y.value = video.width // 2, video.height // 2
         self.answer = answer
@@ -804,9 +734,16 @@ class EpisodeExplorer(Shown):
         if self.answer is None or self.what.value is None:
             return
         answer, network, what, t, y, x = self.answer, self._network, self.what.value, self.player.frame.value, self.y.value, self.x.value
-        frame = marked(self._frames[t], y, x)
-        self.marked_picture.value = jpeg(in_strip(frame[None]))
+        self._mark_pixel(t, y, x)
         self.looker.submit(lambda step: look_from(network, answer, what, t, y, x), self._show_look, self._look_failed)
+
+    def _mark_pixel(self, t: int, y: int, x: int) -> None:
+        height, width = self._frames.shape[1:3]
+        size = shown_size(height, width)
+        picture = resize_frames(self._frames[t:t + 1], size)[0]
+        with self.query_picture.hold_sync():
+            self.query_picture.value = jpeg(marked(picture, y * size[0] // height, x * size[1] // width))
+            self.query_picture.alt = f"frame {t} of the query, choose a pixel"
 
     def _show_look(self, look: Look) -> None:
         self.look = look
