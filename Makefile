@@ -1,10 +1,10 @@
 # Thin: each target is one or two commands; what they do is in scripts/, dvc.yaml and settings.ini.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# On 2 cores, measured with other work beside it: repro 63 minutes without danet (about 12 more by its parts), setup included; then study 66 more, about 40 for the
-# other compared models and the transfer (by their parts), and 45 for any number of objects.
-REPRO_NEEDS = about 75 minutes on 2 cores and 6 GB of disk
-STUDY_NEEDS = about 4 hours on 2 cores and 6 GB of disk
+# On 2 cores: repro took 63 minutes without danet, setup included; danet adds about 12, and what runs side by side now takes about 8 off (by their parts). The study, by its parts: 66 more
+# for controls and seeds, 60 for the other compared models and the transfer, 45 for any number of objects, 60 for the ablations.
+REPRO_NEEDS = about 70 minutes on 2 cores and 6 GB of disk
+STUDY_NEEDS = about 5 hours on 2 cores and 6 GB of disk
 
 .PHONY: repro study smoke test demo bench docs lab setup announce-repro announce-study
 .NOTPARALLEL:

@@ -14,15 +14,14 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import yaml
 
-from fsrvos.study import load_params, parse_cell, stage_provenance
+from fsrvos.study import SECTIONS, deep_merge, load_params, parse_cell, stage_provenance
 
 CLOCKS = ("seconds", "waiting", "provenance")
-KEPT_OUT = ("baseline", "report", "report_transfer", "report_multi")  # cheap to run again, or made of the others
+KEPT_OUT = ("baseline", "report", "report_transfer", "report_ablations", "report_multi")  # cheap to run again, or made of the others
 
 
 def read_lock(text: str) -> dict[str, dict]:
@@ -80,10 +79,9 @@ def restamp(text: str, code: str, params: str) -> str:
 
 
 def params_of(text: str) -> dict:
-    "The parameters in the text of a params.yaml."
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "params.yaml").write_text(text)
-        return load_params(Path(folder) / "params.yaml")
+    "The parameters in the text of a params.yaml of before, which may lack sections that there are now."
+    raw = yaml.safe_load(text)
+    return deep_merge({section: raw[section] for section in SECTIONS if section in raw}, raw[raw["size"]])
 
 
 def confirm(commit: str) -> None:

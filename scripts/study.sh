@@ -1,39 +1,44 @@
 #!/bin/sh
 # scripts/study.sh [METHOD ...]: bring the folds of these methods up to date, then Table 1; none named: every cell of the study, and every table.
-# One `dvc repro` would run the cells one after another; here JOBS of them (2) run side by side, one thread each.
+# One `dvc repro` would run the items one after another; here JOBS of them (2) run side by side, one thread each.
 set -eu
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # glibc gives large tensors back to the system when they are freed and takes them again a moment later: 6 % of a training step.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 
+scripts/materialise.sh
 stages=$(dvc stage list --name-only)
 methods=$(echo "$*" | tr ' ' '|')
-select_items() {   # select_items STAGE: its items, one a line, of the methods asked for
-    echo "$stages" | sed -n "s/^$1@//p" | if [ -n "$methods" ]; then grep -E "^($methods)(-[0-9]+)?\$" || true; else cat; fi
+lines() {        # lines ITEMS STAGE...: for each item of the stage ITEMS, of the methods asked for, a line with that item of the stages
+    items=$1; shift
+    echo "$stages" | sed -n "s/^$items@//p" | if [ -n "$methods" ]; then grep -E "^($methods)(-[0-9]+)?\$" || true; else cat; fi |
+        while read -r item; do line=; for stage; do line="$line $stage@$item"; done; echo "${line# }"; done   # a blank at its end would join it with the next
 }
-side_by_side() {   # the items on standard input; each runs the given stages in order
-    xargs -P "${JOBS:-2}" -I{} dvc --wait-for-lock repro --single-item "$@"
+each() { for stage; do lines "$stage" "$stage"; done; }
+side_by_side() { # the lines on standard input; of a line, one after another. What is longest stands first, so that no core waits for long at the end.
+    xargs -P "${JOBS:-2}" -L 1 dvc --wait-for-lock repro --single-item
 }
 
-scripts/materialise.sh
-dvc repro oracles features
-select_items pretrain | side_by_side 'pretrain@{}'
-select_items train    | side_by_side 'train@{}' 'evaluate@{}'
-select_items baseline | side_by_side 'baseline@{}'
-select_items pretrain_compared | side_by_side 'pretrain_compared@{}'
-select_items train_compared    | side_by_side 'train_compared@{}' 'evaluate_compared@{}'
+dvc repro curate
+printf '%s\n' features oracles | side_by_side
+each pretrain pretrain_compared | side_by_side
+{ lines train train evaluate; lines train_compared train_compared evaluate_compared; each baseline; } | side_by_side
 dvc repro --single-item report
 cat reports/table1.md
 [ -z "$methods" ] || exit 0             # the methods named have their Table 1; the rest is for all together
 
-dvc repro shifted
-select_items transfer          | side_by_side 'transfer@{}'
-select_items transfer_compared | side_by_side 'transfer_compared@{}'
-dvc repro --single-item shots report_transfer
-cat reports/transfer.md
-if [ -n "$(select_items train_multi)" ]; then
-    select_items train_multi | side_by_side 'train_multi@{}' 'choose_multi@{}' 'evaluate_multi@{}'
+printf '%s\n' shifted stills | side_by_side
+each pretrain_stills pretrain_ablation untrained | side_by_side
+{
+    lines train_multi train_multi choose_multi evaluate_multi
+    for group in start ablation; do lines "train_$group" "train_$group" "evaluate_$group"; done
+    echo shots
+    each transfer_compared transfer
+} | side_by_side
+dvc repro --single-item report_transfer report_ablations
+cat reports/transfer.md reports/ablations.md
+if [ -n "$(each train_multi)" ]; then
     dvc repro --single-item report_multi
     cat reports/table5.md
 fi

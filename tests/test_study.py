@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fsrvos.study import (SIZES, StudyError, architecture, choose_size, code_hash, load_params, load_stages, method_config, parse_cell, stage_provenance,
+from fsrvos.study import (GROUPS, SIZES, StudyError, architecture, choose_size, code_hash, load_params, load_stages, method_config, parse_cell, stage_of, stage_provenance,
                           training_config)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ def test_every_size_makes_settings_that_the_code_accepts(tmp_path, size):
     assert set(params["evaluate"]["swaps"]) <= set(SWAPS)
     assert set(params["evaluate"]["pictures"]) <= set(params["methods"])
     FineTuning(**params["transfer"]["fine_tune"])
-    for method in {*params["cells"].values(), *params["compared_cells"].values()}:
+    for method in {method for group in GROUPS for method in params[group].values()}:
         model_class(architecture(params, method)).config_class.from_preset(params["model"]["preset"], **{k: params["features"][k] for k in ("vision", "text")}, **method_config(params, method))
         for stage in ("pretrain", "train"):
             settings = training_config(params, method, stage)
@@ -52,10 +52,12 @@ def test_every_size_makes_settings_that_the_code_accepts(tmp_path, size):
 def test_controls_and_ablations_train_like_their_method():
     params = load_params()
     for stage in ("pretrain", "train"):
-        for method, models in {"cma": ("cma_self", "cma_none"), "cma_plus": ("language-only", "support-only")}.items():
+        same = ("language-only", "support-only", "plus_middle", "plus_untransformed", "plus_64", "plus_scratch")
+        for method, models in {"cma": ("cma_self", "cma_none"), "cma_plus": same}.items():
             for model in models:
                 assert training_config(params, model, stage) == training_config(params, method, stage)
         assert all(training_config(params, method, stage) == training_config(params, "cma", stage) for method in params["compared"])   # the same schedule
+        assert {k: v for k, v in training_config(params, "plus_frozen", stage).items() if k != "rate_factors"} == {k: v for k, v in training_config(params, "cma_plus", stage).items() if k != "rate_factors"}
         budget = [{k: v for k, v in training_config(params, m, stage).items() if k in ("epochs", "episodes_per_class", "batch_size", "frames", "shots", "lr")}
                   for m in ("cma", "cma_plus")]
         assert budget[0] == budget[1]
@@ -78,6 +80,10 @@ def test_controls_and_ablations_train_like_their_method():
     (lambda raw: raw["compared"].remove("mttr"), "compared lacks 'mttr', which the cell 'mttr-1' starts from"),
     (lambda raw: raw["compared_cells"].update({"danet-5": "danet"}), "'danet-5': there are 4 folds"),
     (lambda raw: raw["multi_cells"]["ism-1"].update(base="danet-1"), "starts from 'danet-1', which is none of the cells"),
+    (lambda raw: raw["ablations"].remove("plus_64"), "ablations lacks 'plus_64', which the cell 'plus_64-1' starts from"),
+    (lambda raw: raw["untrained"].clear(), "stills.methods and untrained lacks 'plus_scratch'"),
+    (lambda raw: raw["compared"].append("cma"), "the method 'cma' is listed twice"),
+    (lambda raw: raw["ablation_cells"].update({"cma-1": "cma"}), "the cell 'cma-1' is listed twice"),
     (lambda raw: raw["transfer_cells"].append("cma-9"), "transfer_cells: 'cma-9' is none of the cells"),
 ])
 def test_bad_parameters_are_one_clear_error(tmp_path, edit, complaint):
@@ -100,7 +106,8 @@ def test_the_study_has_the_cells_of_the_issue():
                             if parse_cell(c).method == method and parse_cell(c).seed == 0) for method in params["methods"]}
     for method in ("cma", "cma_plus", "language-only", "support-only", "prototype"): assert folds[method] == [1, 2, 3, 4]
     assert folds["cma_self"] == folds["cma_none"] == [1]
-    assert {"cma_plus-1", "cma_plus-1-s1", "cma_plus-1-s2"} <= set(params["cells"])
+    assert {f"{method}-1{seed}" for method in ("cma_plus", "cma", "cma_self", "cma_none") for seed in ("", "-s1", "-s2")} <= set(params["cells"])   # Table 4: three seeds
+    assert {parse_cell(c).fold for group in ("ablation_cells", "start_cells") for c in params[group]} == {params["stills"]["fold"]} == {1}
     assert list(params["compared_cells"]) == ["danet-1", "danet-2", "danet-3", "danet-4", "referformer-1", "mttr-1", "lbdt-1"]                 # Tables 1 to 3
     assert params["transfer_cells"] == [f"{method}-{fold}" for method in ("cma", "cma_plus") for fold in folds["cma"]]
     assert {f"ism-{fold}" for fold in folds["cma_plus"]} | {"ism_referred-1"} == set(params["multi_cells"])
@@ -144,8 +151,10 @@ def test_the_committed_report_is_not_stale():
 
     params = load_params()
     assert stale("reports", stage_provenance("report", params)) == []
-    stage = lambda cell: "evaluate" if cell in params["cells"] else "evaluate_compared" if cell in params["compared_cells"] else "baseline"
-    assert stale_cells(load_evaluations("results/evaluate"), lambda cell: stage_provenance(stage(cell), params, parse_cell(cell).method)) == []
+    stage = lambda cell: "baseline" if cell in params["training_free_cells"] else stage_of(params, cell, "evaluate")
+    for folder in ("results/evaluate", "results/ablations"):
+        assert stale_cells(load_evaluations(folder), lambda cell: stage_provenance(stage(cell), params, parse_cell(cell).method)) == []
+    assert set(load_evaluations("results/ablations")) == {*params["ablation_cells"], *params["start_cells"]}
 
 
 @pytest.mark.skipif(not (ROOT / "reports/transfer.json").exists(), reason="no committed report")
