@@ -11,7 +11,7 @@ from fsrvos.study import parse_cell
 CARD = """# {name}
 
 **Rendered clips only.** This model saw drawings (OpenMoji sprites) on rendered backgrounds, at 128x192 pixels, and nothing else. On real footage expect little of it: its masks are those of
-flat, outlined shapes. It is here so that `fsrvos segment`, `fsrvos demo` and the tutorials run right after installation. To do better on your footage train on real video
+flat, outlined shapes. On two shots (a man on a bicycle, a man in a car; `scripts/real_footage.py`) it reaches a J of {elsewhere} where the support is of the other shot, and of {same} where it is of the same one. It is here so that `fsrvos segment`, `fsrvos demo` and the tutorials run right after installation. To do better on your footage train on real video
 (Ref-YouTube-VOS in its layout goes through the same pipeline, see `params.yaml`, size `paper`).
 
 | | |
@@ -47,6 +47,13 @@ def multi_scores(cell: str) -> str:
     return MULTI.format(by_targets=by_targets, bound_th=info["bound_th"], F1=100 * found["all"]["F1"], count=100 * found["all"]["count"], none=100 * found["0"]["no_target"])
 
 
+def real_footage(name: str) -> dict[str, str]:
+    "Its J on each real shot, with the supports of `scripts/real_footage.py`."
+    rows = [row for row in json.loads(Path("reports/real_footage.json").read_text())["rows"] if row["model"] == name]
+    on = lambda support: " and ".join(f"{row['J']:.0f}" for row in rows if row["support"] == support)
+    return {"elsewhere": on("the other shot"), "same": on("the same shot")}
+
+
 def main(cell: str, name: str) -> None:
     out, scratch = Path("weights") / name, Path("weights") / f".{name}.partial"
     several = Path(f"results/multi/{cell}.json").exists()
@@ -59,7 +66,7 @@ def main(cell: str, name: str) -> None:
     model.half().save_pretrained(scratch)
     (scratch / "README.md").write_text(CARD.format(
         name=name, cell=cell, method=method, fold=fold, parameters=count, train=len(folds["train"]), test=", ".join(c.replace("_", " ") for c in folds["test"]),
-        scores=(multi_scores if several else single_scores)(cell), hashes=", ".join(f"`{trained['provenance'][k]}`" for k in ("code", "params", "data"))))
+        scores=(multi_scores if several else single_scores)(cell), **real_footage(name), hashes=", ".join(f"`{trained['provenance'][k]}`" for k in ("code", "params", "data"))))
     shutil.rmtree(out, ignore_errors=True)
     scratch.rename(out)
     print(f"{out}: {sum(f.stat().st_size for f in out.iterdir()) / 2 ** 20:.1f} MB")
