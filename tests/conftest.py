@@ -18,3 +18,14 @@ def tiny(tmp_path_factory):
     root = tmp_path_factory.mktemp("tiny")
     corpus = make_tiny_corpus(root / "corpus")
     return corpus, FeatureStore.build(root / "features", corpus, progress=False)
+
+
+@pytest.fixture
+def run_cli(capsys):
+    "Run `fsrvos` with these arguments in this process: (exit status, output, errors)."
+    from fsrvos.apps.cli import main    # here, for the same reason
+    def run(*argv):
+        with pytest.raises(SystemExit) as end: main([str(part) for part in argv])
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+    return run

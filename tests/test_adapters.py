@@ -1,4 +1,5 @@
 "Published corpora in miniature: what each becomes, and what is told where it is broken."
+from functools import partial
 import json
 import os
 import pickle
@@ -578,13 +579,8 @@ def test_colour_masks_are_told(tmp_path):
 # ---- command line
 
 @pytest.fixture
-def fsrvos(capsys):
-    "Run the command line in this process: (exit status, output, errors)."
-    def run(*argv):
-        with pytest.raises(SystemExit) as end: main(["import-corpus", *map(str, argv)])
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-    return run
+def fsrvos(run_cli):
+    return partial(run_cli, "import-corpus")
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 "A model on the benchmarks of others: where supports come from, archives and numbers from the command line."
+from functools import partial
 import json
 import zipfile
 
@@ -6,7 +7,6 @@ import numpy as np
 import pytest
 
 from fsrvos.apps.benchmark import SegmenterPredictor, SupportError, Supports, class_of, draw_supports, measure_on, read_task, write_archive
-from fsrvos.apps.cli import main
 from fsrvos.data.corpus import write_frame, write_masks
 from fsrvos.evaluation.protocol import Query
 from fsrvos.evaluation.submissions import submission_problems
@@ -108,13 +108,8 @@ def test_numbers_of_a2d_and_jhmdb(tmp_path):
 # ---- command line
 
 @pytest.fixture
-def fsrvos(capsys):
-    "Run `fsrvos benchmark` in this process: (exit status, output, errors)."
-    def run(*argv):
-        with pytest.raises(SystemExit) as end: main(["benchmark", *map(str, argv)])
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-    return run
+def fsrvos(run_cli):
+    return partial(run_cli, "benchmark")
 
 
 @pytest.fixture

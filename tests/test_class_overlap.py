@@ -1,7 +1,7 @@
 "Test classes that pretraining has seen: counted on corpora, told on the command line."
+from functools import partial
 import pytest
 
-from fsrvos.apps.cli import main
 from fsrvos.data.class_overlap import COCO_CLASSES, COCO_HOMONYMS, COCO_SYNONYMS, COCO_WIDER, class_overlap, overlap_report, read_folds
 from fsrvos.data.corpus import write_json_atomic
 from fsrvos.data.curation import MINI_REF_YTVOS_CLASSES, CurationRules, curate, fold_classes
@@ -12,13 +12,8 @@ FOLDS = {str(fold): dict(zip(("train", "test"), fold_classes(MINI_REF_YTVOS_CLAS
 
 
 @pytest.fixture
-def fsrvos(capsys):
-    "Run `fsrvos overlap` in this process: (exit status, output, errors)."
-    def run(*argv):
-        with pytest.raises(SystemExit) as end: main(["overlap", *map(str, argv)])
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-    return run
+def fsrvos(run_cli):
+    return partial(run_cli, "overlap")
 
 
 def test_every_class_of_the_paper_is_counted_in_its_own_fold_once():

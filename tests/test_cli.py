@@ -13,13 +13,8 @@ COMMANDS = ("synthesize", "curate", "overlap", "train", "evaluate", "report", "s
 
 
 @pytest.fixture
-def fsrvos(capsys):
-    "Run the command line in this process: (exit status, output, errors)."
-    def run(*argv):
-        with pytest.raises(SystemExit) as end: main([str(a) for a in argv])
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-    return run
+def fsrvos(run_cli):
+    return run_cli
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 "The demonstration, and the model that comes with the package."
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from fsrvos.apps.segment import Segmenter, load_model
 from fsrvos.evaluation.metrics import region_similarity
 from fsrvos.data.curation import MINI_REF_YTVOS_CLASSES, fold_classes
 from fsrvos.weights import FOLDER
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_demo(tmp_path):
@@ -45,6 +48,10 @@ def test_the_card_is_of_the_weights(name, cell):
     assert card.splitlines()[2].startswith("**Rendered clips only.**") and f"`{cell}`" in card
     tested = fold_classes(MINI_REF_YTVOS_CLASSES, 1)[1]
     assert all(name.replace("_", " ") in card for name in tested) and "hedgehog" in tested
+    real = [row for row in json.loads((ROOT / "reports/real_footage.json").read_text())["rows"] if row["model"] == name]
+    for support in ("the other shot", "the same shot"):
+        measured = " and ".join(f"{row['J']:.0f}" for row in real if row["support"] == support)
+        assert f" {measured} where" in card
     assert sum(f.stat().st_size for f in (FOLDER / name).iterdir()) < 12 * 2 ** 20
 
 

@@ -108,6 +108,8 @@ def test_difficulty(four_folds):
     rows = difficulty_table({1: oracle, 2: oracle}, four_folds).rows
     assert rows[0][0] == "nearest prototype" and set(rows[0][1:4]) == {MISSING}
     assert rows[1] == ["every object", "30.0 / 35.0", "30.0 / 35.0", "30.0 / 35.0", "J ≤ 40"]      # as many columns as there are folds
+    asked = by_cell(*(made_up("prototype", fold, .2) for fold in (1, 2)))
+    assert difficulty_table({1: oracle}, asked).rows[1] == ["every object", "30.0 / 35.0", MISSING, MISSING, "J ≤ 40"], "no mean where a fold is missing"
     assert difficulty_table({f: oracle for f in (1, 2, 3, 4)}, four_folds).rows[1][5] == "30.0 / 35.0"
 
 

@@ -1,10 +1,10 @@
 "Still images as pseudo-clips: what is written, what stays true of it, and that it is a corpus to train on."
+from functools import partial
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fsrvos.apps.cli import main
 from fsrvos.data.adapters import convert
 from fsrvos.data.corpus import Corpus, CorpusError, Expression, ObjectTrack, Video, write_frame, write_masks, write_metas
 from fsrvos.data.episodes import EpisodeDataset, PixelSource
@@ -165,13 +165,8 @@ def test_a_broken_image_is_named_and_leaves_nothing(images, tmp_path, damage, to
 # ---- command line
 
 @pytest.fixture
-def stills(capsys):
-    "Run `fsrvos stills ...`: (exit status, output, errors)."
-    def run(*argv):
-        with pytest.raises(SystemExit) as end: main(["stills", *map(str, argv)])
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-    return run
+def stills(run_cli):
+    return partial(run_cli, "stills")
 
 
 def test_command(stills, images, tmp_path):
