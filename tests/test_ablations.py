@@ -16,7 +16,6 @@ from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
 from tests.test_protocol import make_manifest
 
 HASHES = {"code": "c1", "params": "p1", "data": "d1"}
-SHOTS = [{"cell": cell, "shots": k, "JF": jf, "runs": [jf - 1, jf + 1]} for cell, base in (("cma-1", 20.), ("cma_plus-1", 50.)) for k, jf in ((1, base), (5, base + 2))]
 
 
 def made_up(method, level, seed=0, draw=0, swaps=(), noise=.02, shots=5):
@@ -32,6 +31,16 @@ def made_up(method, level, seed=0, draw=0, swaps=(), noise=.02, shots=5):
 
 def by_cell(*found):
     return {e.info["cell"]: e for e in found}
+
+
+def asked_with(k, method, level, **how):
+    "`made_up` as the stage `shots` leaves it: the cell asked with k support frames."
+    found = made_up(method, level, **how)
+    found.info |= {"cell": f"{method}-1-k{k}", "of": f"{method}-1", "shots": k}
+    return found
+
+
+SHOTS = by_cell(*(asked_with(k, method, level + .004 * k) for method, level in (("cma", .2), ("cma_plus", .5)) for k in (1, 5)))
 
 
 def mean_of(evaluation, name, run=None):
@@ -110,25 +119,33 @@ def test_variants(study):
 
 def test_spoiled_inputs_are_compared_with_the_same_run(study):
     reference = study[0]["cma_plus-1"]
-    record = next(r for r in variant_records(*study, {}, []) if r["here"] == "asked without")
+    record = next(r for r in variant_records(*study, {}, {}) if r["here"] == "asked without")
     spoiled = [r for r in reference.records if r["swap"] == "no_support"]
     expected = 100 * sum((r["J"] + r["F"]) / 2 * r["frames"] for r in spoiled) / sum(r["frames"] for r in spoiled)
     assert record["runs"] == 1 and record["JF"] == pytest.approx(expected, abs=.006) and record["JF_sd_runs"] is None
     assert record["difference"] == pytest.approx(expected - mean_of(reference, "JF", 0), abs=.006) and record["high"] < 0
     without = by_cell(made_up("cma_plus", .6))
-    assert all(r["JF"] is None for r in variant_records(without, {}, {}, []) if r["here"].startswith("asked"))
+    assert all(r["JF"] is None for r in variant_records(without, {}, {}, {}) if r["here"].startswith("asked"))
 
 
 def test_numbers_of_support_frames(study):
     one, five = [r for r in variant_records(*study, {}, SHOTS) if r["what"] == "K, support frames"]
-    assert (one["JF"], one["difference"], one["low"], one["contains_0"], five["difference"]) == (50, -2, None, None, None)
-    assert one["JF_sd_runs"] == pytest.approx(2 ** .5, abs=.006)
-    assert variants_table([one]).rows[0][-1] == "-2.0"
+    assert (one["here"], one["cells"], one["minus"], one["contains_0"]) == ("1", ["cma_plus-1-k1"], "K = 5, the same runs", False)
+    assert one["JF"] == pytest.approx(mean_of(SHOTS["cma_plus-1-k1"], "JF"), abs=.006) and one["JF_sd_runs"] is not None
+    assert one["difference"] == pytest.approx(-1.6, abs=.001) and one["low"] <= one["difference"] <= one["high"] < 0
+    assert (five["here"], five["difference"], five["low"]) == ("5", None, None), "the default K differs from nothing"
+
+
+def test_other_questions_are_not_compared(study):
+    fewer = asked_with(1, "cma_plus", .5)
+    fewer.records = fewer.records[:-1]
+    one = next(r for r in variant_records(*study, {}, by_cell(fewer, SHOTS["cma_plus-1-k5"])) if r["what"] == "K, support frames")
+    assert one["JF"] is not None and one["difference"] is None
 
 
 def test_without_the_default_there_is_nothing_to_differ_from():
     with pytest.raises(ReportError, match="no evaluation of cma_plus-1.*evaluate@cma_plus-1"):
-        variant_records(by_cell(made_up("cma", .4)), {}, {}, [])
+        variant_records(by_cell(made_up("cma", .4)), {}, {}, {})
 
 
 # ---- the files
@@ -150,7 +167,7 @@ def test_the_files(study, tmp_path):
 
 
 def test_without_further_cells_and_figure(tmp_path):
-    files = write_ablation_report(by_cell(made_up("cma_plus", .6)), {}, tmp_path, provenance=HASHES, trained={}, shots=[])
+    files = write_ablation_report(by_cell(made_up("cma_plus", .6)), {}, tmp_path, provenance=HASHES, trained={}, shots={})
     assert {f.name for f in files} == {"ablations.md", "ablations.csv", "ablations.json"} and "affinity_maps" not in (tmp_path / "ablations.md").read_text()
 
 

@@ -87,8 +87,6 @@ def _margin(record: dict) -> str:
     "The difference with its interval, marked where that contains 0."
     if record["difference"] is None:
         return MISSING
-    if record["low"] is None:
-        return f"{record['difference']:+.1f}"
     return f"{record['difference']:+.1f} [{record['low']:+.1f}, {record['high']:+.1f}]{' (contains 0)' if record['contains_0'] else ''}"
 
 # %% ../../nbs/evaluation/08_ablations.ipynb #d7b48b81
@@ -99,6 +97,7 @@ VARIANTS = {"plus_stills": ("pretraining", "clips of classes outside every fold"
             "plus_untransformed": ("published support transform", "yes", "no"),
             "plus_frozen": ("affinity layers", "trained", "frozen, as the published optimiser omits them"),
             "plus_64": ("hidden size", "96", "64"),
+            "plus_128": ("hidden size", "96", "128"),
             "support-only": ("words", "read", "trained without"),
             "language-only": ("support", "seen", "trained without")}
 # a spoiled input of the evaluation: the same three
@@ -107,8 +106,8 @@ SWAPPED = {"wrong_words": ("words", "right", "asked with a sentence about a vide
            "wrong_support": ("support", "right", "asked with one of another class")}
 
 
-def variant_records(evaluations: dict[str, Evaluation], further: dict[str, Evaluation], trained: dict[str, dict], shots: list[dict], base: str = "cma_plus", fold: int = 1) -> list[dict]:
-    """A record for every change of `base`: `further` has the evaluations of what was trained for this alone, `trained` the train stage's result by cell, `shots` the records of J&F by K.
+def variant_records(evaluations: dict[str, Evaluation], further: dict[str, Evaluation], trained: dict[str, dict], shots: dict[str, Evaluation], base: str = "cma_plus", fold: int = 1) -> list[dict]:
+    """A record for every change of `base`: `further` has the evaluations of what was trained for this alone, `trained` the train stage's result by cell, `shots` what the stage `shots` measured.
 
     Raises `ReportError` where the cell of `base` itself is missing, from which all differ."""
     cell = f"{base}-{fold}"
@@ -123,7 +122,7 @@ def variant_records(evaluations: dict[str, Evaluation], further: dict[str, Evalu
     for method, (what, default, here) in VARIANTS.items():
         cells = [found[f"{method}-{fold}"]] if f"{method}-{fold}" in found else []
         records.append(_record("variants", what, here, default=default, cells=[f"{method}-{fold}"], parameters=size(f"{method}-{fold}")) | _scored(cells) | _compared(cell, cells, [reference], fold))
-    asked = [*_swap_records(reference, cell, fold), *_shots_records(reference, [r for r in shots if r["cell"] == cell])]
+    asked = [*_swap_records(reference, cell, fold), *_shots_records(reference, [e for e in shots.values() if e.info["of"] == cell], fold)]
     return records + [r | {"parameters": size(cell)} for r in asked]
 
 
@@ -141,15 +140,16 @@ def _swap_records(reference: Evaluation, cell: str, fold: int) -> list[dict]:
     return records
 
 
-def _shots_records(reference: Evaluation, shots: list[dict]) -> list[dict]:
-    "J&F by K; the difference to the default K on the same draws has no interval, since single answers are not kept."
+def _shots_records(reference: Evaluation, shots: list[Evaluation], fold: int) -> list[dict]:
+    "J&F by K, minus that of the default K where both were asked the same questions."
     default = reference.info.get("settings", {}).get("shots")
-    base = next((r for r in shots if r["shots"] == default), None)
+    base = next((e for e in shots if e.info["shots"] == default), None)
+    questions = lambda e: [(r["run"], r["video"], r["expression_id"]) for r in e.main]
     records = []
-    for r in shots:
-        minus = {} if base in (None, r) else {"minus": f"K = {default}, the same runs", "difference": round(r["JF"] - base["JF"], 2)}
-        deviation = round(float(np.std(r["runs"], ddof=1)), 2) if len(r["runs"]) > 1 else None
-        records.append(_record("variants", "K, support frames", str(r["shots"]), default=str(default), cells=[r["cell"]], seeds=1, runs=len(r["runs"]), JF=r["JF"], JF_sd_runs=deviation) | minus)
+    for e in sorted(shots, key=lambda e: e.info["shots"]):
+        comparable = base is not None and e is not base and questions(e) == questions(base)
+        minus = _difference(f"K = {default}, the same runs", [e.main], [base.main], fold) if comparable else {}
+        records.append(_record("variants", "K, support frames", str(e.info["shots"]), default=str(default)) | _scored([e]) | minus)
     return records
 
 
@@ -158,7 +158,7 @@ def variants_table(records: list[dict], base: str = "cma_plus", fold: int = 1) -
     text = lambda value: MISSING if value is None else str(value)
     rows = [[r["what"], text(r["default"]), r["here"], _number(r["parameters"] and r["parameters"] / 1e6, 2), *(_number(r[name]) for name in ("J", "F")), _with_deviation(r), text(r["runs"]), _margin(r)] for r in records]
     return Table(f"{base}, one thing changed, fold {fold}", f"Percent, unseen classes. Trained parameters in millions; J&F ± deviation over runs (support draws); then J&F minus that of {base}-{fold} in points, on the same questions; brackets: 95 % paired "
-                 "bootstrap over videos, marked where they contain 0. Asked with other words or another support: the first run, compared with itself. K: fewer runs, minus the default K on the same ones; no interval, since that stage keeps no single answers. "
+                 "bootstrap over videos, marked where they contain 0. Asked with other words or another support: the first run, compared with itself. K: fewer runs, minus the default K on the same ones. "
                  "The interval does not hold the chance of training: see what another training seed changes.",
                  ["what", "default", "here", "parameters, M", "J", "F", "J&F", "runs", f"minus {base}-{fold}"], rows)
 
@@ -171,7 +171,7 @@ CAPTION = ("## Affinity maps\n\n`affinity_maps.png` shows the best, the median a
            "is meant; beside it are the support frames that each model reads, under its cross-affinity from that pixel on the finest level, with the support object outlined.\n")
 
 
-def write_ablation_report(evaluations: dict[str, Evaluation], further: dict[str, Evaluation], out: str | Path, *, provenance: dict, trained: dict[str, dict], shots: list[dict],
+def write_ablation_report(evaluations: dict[str, Evaluation], further: dict[str, Evaluation], out: str | Path, *, provenance: dict, trained: dict[str, dict], shots: dict[str, Evaluation],
                           attention: list[dict] = (), figure: Figure | None = None, overlaps: dict[str, str] | None = None, base: str = "cma_plus", fold: int = 1) -> list[Path]:
     """Write `ablations.{md,csv,json}` into `out`, and with `figure` (`fsrvos.evaluation.attention.affinity_figure`) `affinity_maps.png`; -> the files. Everything is made before anything is written.
 
@@ -179,7 +179,7 @@ def write_ablation_report(evaluations: dict[str, Evaluation], further: dict[str,
     (`fsrvos.data.class_overlap`), in Markdown."""
     affinities, variants = affinity_records(evaluations, fold), variant_records(evaluations, further, trained, shots, base, fold)
     tables = [affinity_table(affinities, fold), variants_table(variants, base, fold), *([attention_table(attention)] if attention else [])]
-    found = {**evaluations, **further}
+    found = {**evaluations, **further, **shots}
     used = {cell: found[cell] for cell in sorted({c for r in affinities + variants for c in r["cells"]}) if cell in found}
     seen = [f"## Test classes seen in pretraining: {name}\n\n{said}" for name, said in (overlaps or {}).items()]
     text = "# Ablations\n\n" + "\n".join([*(t.markdown() for t in tables), *([CAPTION] if figure else []), *seen]) + _origin_text(provenance, used)

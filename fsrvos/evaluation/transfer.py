@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_2', 'PUBLISHED_3', 'COLUMNS_2', 'multiply_adds', 'table2', 'class_table', 'table3', 'margins_after',
-           'learned_table', 'shots_figure', 'shots_table', 'transfer_records', 'write_transfer_report']
+           'learned_table', 'shots_records', 'shots_figure', 'shots_table', 'transfer_records', 'write_transfer_report']
 
 # %% ../../nbs/evaluation/06_transfer.ipynb #6d9ef704
 import csv
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.corpus import write_bytes_atomic
-from .protocol import Evaluation, breakdown
+from .protocol import Evaluation, breakdown, run_means
 from .report import MISSING, ReportError, Table, _number, _origin_text, _pair, _png, _row, _spread, by_fold, folds_in, margins, methods_in, published_rows, qualitative_figure
 from ..models.fsrvos import EncodedModel
 
@@ -104,9 +104,18 @@ def learned_table(seen: dict[str, Evaluation], unseen: dict[str, Evaluation], tr
                  f"encoders, which are the same for all, and without the sampling of deformable attention); J&F on training classes (their own videos, one draw), its share of {reference}'s, and J&F on unseen classes.",
                  ["method", "parameters, M", "multiply-adds, M", "seen classes", f"of {reference}", "unseen classes"], rows)
 
-# %% ../../nbs/evaluation/06_transfer.ipynb #64b19b2c
+# %% ../../nbs/evaluation/06_transfer.ipynb #c0538997
+def shots_records(evaluations: dict[str, Evaluation]) -> list[dict]:
+    "What the stage `shots` measured -> {cell, shots, JF, runs} for each cell and K, in percent: the mean, and each run."
+    records = []
+    for e in sorted(evaluations.values(), key=lambda e: (e.info["of"], e.info["shots"])):
+        runs = (100 * run_means(e.main)[:, 2]).round(2).tolist()
+        records.append({"cell": e.info["of"], "shots": e.info["shots"], "JF": round(sum(runs) / len(runs), 2), "runs": runs})
+    return records
+
+
 def shots_figure(records: list[dict]) -> Figure:
-    "J&F against K, a line for each cell with its runs as dots. `records`: {cell, shots, JF, runs}, in percent."
+    "J&F against K, a line for each cell with its runs as dots, from `shots_records`."
     figure = Figure(figsize=(4.2, 2.4), dpi=100, layout="constrained")
     axis = figure.subplots()
     for i, cell in enumerate(dict.fromkeys(r["cell"] for r in records)):
@@ -119,7 +128,7 @@ def shots_figure(records: list[dict]) -> Figure:
 
 
 def shots_table(records: list[dict]) -> Table:
-    "J&F by K, deviation over runs."
+    "J&F by K, deviation over runs, from `shots_records`."
     tried = sorted({r["shots"] for r in records})
     value = {(r["cell"], r["shots"]): f"{r['JF']:.1f}" + (f" ± {np.std(r['runs'], ddof=1):.1f}" if len(r["runs"]) > 1 else "") for r in records}
     return Table("Number of support frames", "J&F in percent on unseen classes, same supports and questions, ± deviation over runs.", ["cell", *(f"K = {k}" for k in tried)],
@@ -136,12 +145,12 @@ def transfer_records(direct: dict[str, Evaluation], tuned: dict[str, Evaluation]
 
 
 def write_transfer_report(direct: dict[str, Evaluation], tuned: dict[str, Evaluation], seen: dict[str, Evaluation], unseen: dict[str, Evaluation], out: str | Path, *,
-                          provenance: dict, trained: dict[str, dict], costs: dict[str, float], shots: list[dict], corpus=None) -> list[Path]:
+                          provenance: dict, trained: dict[str, dict], costs: dict[str, float], shots: dict[str, Evaluation], corpus=None) -> list[Path]:
     "Write `transfer.{md,json,csv}` and `shots.png` into `out`, and with the shifted `corpus` `transfer_examples.png` of the best method that kept cases; -> the files. Raises `ReportError` where nothing was transferred."
     if not direct:
         raise ReportError("no results on the shifted corpus: run the transfer stage of at least one cell")
     best = methods_in(direct)[0]
-    tables = [table2(direct), margins(direct, best), class_table(direct), table3(direct, tuned), margins_after(direct, tuned, best), learned_table(seen, unseen, trained, costs), shots_table(shots)]
+    tables = [table2(direct), margins(direct, best), class_table(direct), table3(direct, tuned), margins_after(direct, tuned, best), learned_table(seen, unseen, trained, costs), shots_table(shots_records(shots))]
     text = "# Other models, other pictures\n\n" + "\n".join(t.markdown() for t in tables if t.rows) + _origin_text(provenance, {**direct, **{f"{cell} (fine-tuned)": e for cell, e in tuned.items()}})
     records = transfer_records(direct, tuned)
     sheet = io.StringIO()
@@ -149,7 +158,7 @@ def write_transfer_report(direct: dict[str, Evaluation], tuned: dict[str, Evalua
     writer.writeheader()
     writer.writerows(records)
     files = {"transfer.md": text.encode(), "transfer.json": (json.dumps(records, indent=1) + "\n").encode(), "transfer.csv": sheet.getvalue().encode(),
-             "shots.png": _png(shots_figure(shots), provenance)}
+             "shots.png": _png(shots_figure(shots_records(shots)), provenance)}
     pictured = [e for method in methods_in(direct) for e in by_fold(direct, method).values() if e.info.get("cases")]
     if corpus is not None and pictured:
         files["transfer_examples.png"] = _png(qualitative_figure(pictured[0], corpus), provenance)
