@@ -1,4 +1,6 @@
-"""The site in _docs/: nbdev processes the notebooks; smalldocs renders them, or Quarto where it is installed. Nothing in it is fetched from elsewhere when it is read."""
+"""docs.py [OUT]: the site, in _docs/ unless told otherwise. nbdev processes the notebooks; smalldocs renders them, or Quarto where it is installed, from one project file.
+
+Nothing in it is fetched from elsewhere when it is read."""
 import html
 import json
 import re
@@ -46,16 +48,16 @@ def entries(folder: Path, root: Path) -> list[dict]:
 
 
 def site(root: Path) -> dict:
-    "The options of the site: pages in the order in which they are best read."
+    "The options of the site, for Quarto and for smalldocs, which reads Quarto's: pages in the order in which they are best read."
     settings = get_config()
     sections = [{"section": name, "contents": entries(root / name, root)} for name in ORDER if list((root / name).glob("*.ipynb"))]
     about = [{"text": text, "href": f"{page}.qmd"} for page, text in ABOUT.items()]
     reference = [{"text": "API reference", "href": "api/index.qmd"}]
-    return {"project": {"type": "website", "output-dir": str(ROOT / "_docs"), "resources": ["reports/*.png"]},
+    return {"project": {"type": "website", "output-dir": "_site", "resources": ["reports/*.png"]},
             "website": {"title": settings["title"], "description": settings["description"], "search": True,
                         "sidebar": {"style": "floating", "contents": [{"text": "fsrvos", "href": "index.ipynb"}, *about[:3], *sections, *entries(root, root), *reference, *about[3:]]}},
-            "theme": {"light": "cosmo", "dark": "darkly"}, "toc": True, "css": "site.css",
-            "api": {"packages": ["fsrvos"], "out": "api", "root": "..", "source": SOURCE}}
+            "format": {"html": {"theme": {"light": "cosmo", "dark": "darkly"}, "toc": True, "css": "site.css", "html-math-method": "mathml"}},
+            "smalldocs": {"api": {"packages": ["fsrvos"], "out": "api", "root": "..", "source": SOURCE}}}
 
 
 # ---- pages that are made of other files
@@ -135,7 +137,7 @@ def api_page(module: Path) -> str:
 # ---- the finished pages
 
 def typeset(page: str) -> str:
-    "Equations as MathML, which browsers draw themselves, in the place of TeX for a script from elsewhere."
+    "Equations as MathML, which browsers draw themselves, in the place of TeX for a script from elsewhere. (Quarto makes MathML itself.)"
     page = re.sub(r'<(?:link|script)[^>]*/katex@[^>]*>(?:</script>)?', "", page)
     display = {"inline": "inline", "display": "block"}
     return re.sub(r'(<span class="math (inline|display)">)\\[(\[](.*?)\\[)\]](</span>)', lambda m: m[1] + convert(html.unescape(m[3]), display=display[m[2]]) + m[4], page, flags=re.S)
@@ -180,22 +182,36 @@ def prepare(processed: Path) -> None:
     with open(processed / "speed.qmd", "a", encoding="utf-8") as page:
         page.write(speed_tables(processed / "reports"))
     (processed / "site.css").write_text(STYLE)
-    (processed / "_smalldocs.yml").write_text(yaml.safe_dump(site(ROOT / "nbs"), sort_keys=False))
+    (processed / "_quarto.yml").write_text(yaml.safe_dump(site(ROOT / "nbs"), sort_keys=False))
 
 
-def render() -> None:
-    "Build the site with smalldocs; its warnings are shown but for the one about a key that is Quarto's."
-    proc_nbs(force=True)
-    prepare(ROOT / "_proc")
-    shutil.rmtree(ROOT / "_docs", ignore_errors=True)
-    done = subprocess.run([sys.executable, "-m", "smalldocs.cli", "render", "--quiet", str(ROOT / "_proc")], stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
-    print(*(line for line in done.stdout.splitlines() if "output-file is not read" not in line), sep="\n")
+def smalldocs(*arguments) -> None:
+    "Run smalldocs; its warnings are shown but for those about keys that are Quarto's."
+    done = subprocess.run([sys.executable, "-m", "smalldocs.cli", *map(str, arguments)], stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
+    print(*(line for line in done.stdout.splitlines() if not re.search("output-file is not read|html-math-method is ignored", line)), sep="\n")
     done.check_returncode()
-    finish(ROOT / "_docs")
+
+
+def render(processed: Path) -> None:
+    "Pages in _site/. The reference's pages are written by smalldocs either way."
+    if not shutil.which("quarto"):
+        return smalldocs("render", "--quiet", processed)
+    smalldocs("api", "build", "--dir", processed)
+    subprocess.run(["quarto", "render", str(processed), "--no-execute"], check=True)
+
+
+def build(out: Path) -> None:
+    "The site in the folder `out`, in the place of what was there."
+    processed = Path(proc_nbs(force=True))
+    prepare(processed)
+    render(processed)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(processed / "_site", out)
+    finish(out)
+    shutil.copytree(ROOT / "reports", out / "reports", dirs_exist_ok=True)  # the first page shows a picture of it
 
 
 if __name__ == "__main__":
-    if shutil.which("quarto"): subprocess.run(["nbdev_docs"], check=True)
-    else: render()
-    shutil.copytree(ROOT / "reports", ROOT / "_docs/reports", dirs_exist_ok=True)  # the first page shows a picture of it
-    print("open _docs/index.html")
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "_docs")
+    build(out)
+    print(f"open {out}/index.html")

@@ -1,7 +1,10 @@
 "What a reader sees: README.md is the index notebook, and every notebook says what it is for."
 import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -54,3 +57,41 @@ def test_the_compared_models_in_the_readme_are_those_of_the_reports():
     assert {name for name, *_ in rows} == {method for method, _ in shifted}
     for name, *values in rows:
         assert values == [shown(unseen[name]), shown(shifted[name, False]), shown(shifted.get((name, True)))], name
+
+
+@pytest.fixture(scope="module")
+def by_quarto(tmp_path_factory):
+    "The site as scripts/docs.py builds it where a `quarto` is found: a stand-in, which shows what Quarto is given and what becomes of what it makes."
+    folder = tmp_path_factory.mktemp("quarto")
+    command = folder / "bin/quarto"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/quarto_stand_in.py" "$@"\n')
+    command.chmod(0o755)
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run([sys.executable, "scripts/docs.py", folder / "site"], cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "site"
+
+
+def test_quarto_renders_every_page_that_the_sidebar_names(by_quarto):
+    site = runpy.run_path(str(ROOT / "scripts/docs.py"))["site"](ROOT / "nbs")
+    named = [page["href"] for part in site["website"]["sidebar"]["contents"] for page in part.get("contents", [part])]
+    assert len(named) == len(set(named)) > 80 and all((by_quarto / name).with_suffix(".html").exists() for name in named)
+    assert set(site["format"]["html"]) == {"theme", "toc", "css", "html-math-method"} and site["format"]["html"]["html-math-method"] == "mathml"
+
+
+def test_quarto_renders_the_reference_with_links_to_the_sources(by_quarto):
+    modules = [p for p in (ROOT / "fsrvos").rglob("[a-z]*.py")]
+    pages = [p for p in (by_quarto / "api").glob("*.html") if p.stem != "index"]
+    assert len(pages) >= len(modules) - 5
+    linked = re.findall(r'href="([^"]+)"', (by_quarto / "api/metrics.html").read_text())
+    assert "../source/fsrvos/evaluation/metrics.html#L-" in " ".join(linked)
+    assert "source.invalid" not in "".join(p.read_text() for p in pages)
+
+
+def test_no_link_of_quartos_pages_is_broken(by_quarto):
+    pages = [p for p in by_quarto.rglob("*.html") if "source" not in p.relative_to(by_quarto).parts]
+    links = [(page, link.split("#")[0]) for page in pages for link in re.findall(r'(?:href|src)="([^"]+)"', page.read_text(encoding="utf-8"))]
+    own = [(page, link) for page, link in links if link and not re.match(r"[a-z]+:", link)]
+    assert len(own) > 100 and [f"{page.relative_to(by_quarto)}: {link}" for page, link in own if not (page.parent / link).exists()] == []
+    assert "https" not in (by_quarto / "theme.css").read_text(), "themes bring no fonts from elsewhere"
