@@ -33,9 +33,9 @@ def region_similarity(prediction, ground_truth):
 
 def _iou(prediction, ground_truth):
     "J of one frame, bool `[H, W]`."
-    of_prediction, of_truth, intersection = (cv2.countNonZero(mask.view(np.uint8)) for mask in (prediction, ground_truth, prediction & ground_truth))
-    union = of_prediction + of_truth - intersection
-    return intersection / union if union else 1.0
+    prediction, ground_truth = prediction.view(np.uint8), ground_truth.view(np.uint8)
+    pixels, in_one = cv2.countNonZero(prediction) + cv2.countNonZero(ground_truth), int(cv2.norm(prediction, ground_truth, cv2.NORM_L1))  # no third mask is written
+    return (pixels - in_one) / (pixels + in_one) if pixels else 1.0
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #65c7c0b1
 def boundary_map(masks):
@@ -64,12 +64,13 @@ _BLOCKS = 4  # times two masks: the bits of a byte
 def _fold(prediction, ground_truth, blocks):
     "Two masks bool `[H, W]` -> uint8 `[rows + 1, W]`, rows = ceil(H / blocks): bit 2b is row block b of the prediction, bit 2b + 1 of the ground truth; no block may be empty."
     rows = -(-len(prediction) // blocks)
+    parts = [mask[block * rows:block * rows + rows + 1].view(np.uint8) for block in reversed(range(blocks)) for mask in (ground_truth, prediction)]
     folded = np.zeros((rows + 1, prediction.shape[1]), np.uint8)
-    for block in reversed(range(blocks)):
-        for mask in (ground_truth, prediction):
-            part = mask[block * rows:block * rows + rows + 1].view(np.uint8)
+    for place, part in enumerate(parts):
+        if place:
             folded += folded  # every bit one higher
-            folded[:len(part)] |= part
+        folded[:len(part)] |= part
+        if len(part) < len(folded):
             folded[len(part):] |= part[-1]
     return folded
 
@@ -134,10 +135,10 @@ def _boundary_f(prediction, ground_truth, radius):
     reach = int(radius)
     blocks = _BLOCKS if len(prediction) >= _BLOCKS * max(_BLOCKS, reach) else 1  # margins come from the next block alone; fewer rows than a block has are too many
     outlines = _outlines(prediction, ground_truth, blocks)
-    columns = np.flatnonzero(outlines.any(0))
-    if not len(columns):
+    left, _, width, _ = cv2.boundingRect(outlines)
+    if not width:
         return 1.0
-    wide = _with_margins(outlines[:, columns[0]:columns[-1] + 1], reach)
+    wide = _with_margins(outlines[:, left:left + width], reach)
     found, matched = _counts(wide[reach:reach + len(outlines)], _near(wide, radius))
     if 0 in found:
         return 0.0
