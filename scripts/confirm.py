@@ -39,14 +39,16 @@ def without_clocks(path: str, text: str) -> object:
 
 def differences(item: str, before: dict, now: dict, old_text) -> list[str]:
     "Outs of an item that was run again and are not what they were. Pictures and texts, which carry hashes, are left to the report."
-    found = []
-    for path, md5 in now["outs"].items():
-        if before["outs"].get(path) == md5:
-            continue
-        same = path.endswith((".json", ".csv")) and without_clocks(path, Path(path).read_text()) == without_clocks(path, old_text(path))
-        if not same and not path.endswith((".png", ".md")):
-            found.append(f"{item}: {path}")
-    return found
+    changed = [path for path, md5 in now["outs"].items() if before["outs"].get(path) != md5]
+    files = [file for path in changed for file in files_of(path)]
+    same = lambda path: path.endswith((".json", ".csv")) and without_clocks(path, Path(path).read_text()) == without_clocks(path, old_text(path))
+    return [f"{item}: {path}" for path in files if not path.endswith((".png", ".md")) and not same(path)]
+
+
+def files_of(path: str) -> list[str]:
+    "A folder of results, which git keeps, as its files; anything else as it is."
+    folder = Path(path)
+    return [p.as_posix() for p in sorted(folder.rglob("*")) if p.is_file()] if path.startswith("results/") and folder.is_dir() else [path]
 
 
 def says_all_of(before: object, now: object) -> bool:

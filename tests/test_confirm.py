@@ -51,6 +51,17 @@ def test_a_number_that_differs_is_named(tmp_path, monkeypatch):
     assert differences("train@a-1", before, {"outs": {**now["outs"], "data/m": "other"}}, texts.get) == ["train@a-1: c.csv", "train@a-1: data/m"]
 
 
+def test_a_folder_of_results_is_compared_file_by_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("results/shots").mkdir(parents=True)
+    for name, value in (("a", .5), ("b", .25)):
+        Path(f"results/shots/{name}.json").write_text(json.dumps({"J": value, "provenance": {"code": "new"}}))
+    then = lambda b: {"results/shots/a.json": '{"J": 0.5, "provenance": {"code": "old"}}', "results/shots/b.json": json.dumps({"J": b})}
+    before, now = {"outs": {"results/shots": "1.dir"}}, {"outs": {"results/shots": "2.dir"}}
+    assert differences("shots", before, now, then(.25).get) == []
+    assert differences("shots", before, now, then(.75).get) == ["shots: results/shots/b.json"]
+
+
 def test_the_hash_that_measured_stays():
     text = '{"provenance": {\n "code": "0123456789abcdef", "params": "fedcba9876543210"}}'
     once = restamp(text, "1" * 16, "fedcba9876543210")
