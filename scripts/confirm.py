@@ -105,7 +105,7 @@ def confirm(commit: str) -> None:
             if (made["params"], made["data"]) != (then["params"], provenance["data"]):
                 sys.exit(f"{path}: made with other parameters or data; run {item} again")
             Path(path).write_text(restamp(text, provenance["code"], provenance["params"]))
-    subprocess.run(["dvc", "commit", "--force", *others], check=True)
+    subprocess.run(["dvc", "commit", "--force", *others, *again], check=True)  # the sample, too: what it read may have got a new hash just now
     print(f"confirmed: {', '.join(others)}")
 
 
