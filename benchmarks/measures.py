@@ -20,9 +20,10 @@ from PIL import Image
 from timing import in_turns, machine, ratio, write
 
 from fsrvos.data.corpus import write_masks
-from fsrvos.evaluation.metrics import contour_accuracy, region_similarity
+from fsrvos.evaluation.metrics import region_and_contour
 
-HEIGHT, WIDTH, FRAMES = 480, 854, 10
+HEIGHT, WIDTH, FRAMES = 480, 854, 70  # as large and as long as the clips of DAVIS: 10459 frames in 150
+FILES = 10  # frames of a video that is read from files
 CASES = {"a small object, 0.5 % of the frame": 24, "a middling object, 6 %": 85, "a large object, 30 %": 190, "an object that fills the frame, 65 %": 290}
 OURS, DAVIS, SKIMAGE, PACKAGE = "fsrvos", "DAVIS toolkit's definition, cv2.dilate", "DAVIS toolkit's definition, skimage's dilation", "vos-benchmark"
 
@@ -41,7 +42,7 @@ def moving_object(radius, frames=FRAMES, size=(HEIGHT, WIDTH), seed=0):
     rng, masks = np.random.default_rng(seed), ([], [])
     bumps = rng.uniform(0, 2 * np.pi, 24)
     for t in range(frames):
-        centre = np.array(size) / 2 + (t - frames / 2) * np.array([2, 5])
+        centre = np.array(size) / 2 + np.sin(t / 5) * np.array([10, 25])
         masks[0].append(outline_of(radius * 1.02, bumps + .2 * rng.standard_normal(24), centre + rng.integers(-3, 4, 2), size))
         masks[1].append(outline_of(radius, bumps, centre, size))
     return np.stack(masks[0]), np.stack(masks[1])
@@ -94,7 +95,7 @@ def by_definition(prediction, truth, dilate=dilate_with_cv2):
 
 
 def by_fsrvos(prediction, truth):
-    return np.stack([region_similarity(prediction, truth), contour_accuracy(prediction, truth)], 1)
+    return np.stack(region_and_contour(prediction, truth), 1)
 
 
 def compare(prediction, truth, dilate, reference, turns):
@@ -133,7 +134,7 @@ def files_by_fsrvos(truths, predictions):
             for number in range(1, int(truth.max()) + 1):
                 pair = prediction == number, truth == number
                 if pair[1].any():
-                    scores.setdefault((video, number), []).append((region_similarity(*pair), contour_accuracy(*pair)))
+                    scores.setdefault((video, number), []).append(region_and_contour(*pair))
     return {key: 100 * np.mean(values, 0) for key, values in scores.items()}
 
 
@@ -156,14 +157,14 @@ def report(turns=9, frames=FRAMES, size=(HEIGHT, WIDTH)):
     scale = size[0] / HEIGHT
     pairs = {name: moving_object(radius * scale, frames, size, seed) for seed, (name, radius) in enumerate(CASES.items())}
     cases = {f"{name}, {frames} frames of {size[1]}x{size[0]}": compare(*pair, dilate_with_cv2, DAVIS, turns) for name, pair in pairs.items()}
-    middling, large = list(pairs.values())[1:3]
     if importlib.util.find_spec("skimage"):
-        short = [masks[:2] for masks in large]
+        short = [masks[:2] for masks in list(pairs.values())[2]]
         cases[f"{list(CASES)[2]}, 2 frames of {size[1]}x{size[0]}, as the toolkit of 2016 dilated"] = compare(*short, dilate_with_skimage, SKIMAGE, min(turns, 3))
     if importlib.util.find_spec("vos_benchmark") and importlib.util.find_spec("skimage"):
+        few = [[masks[:FILES] for masks in pair] for pair in pairs.values()]
         with tempfile.TemporaryDirectory() as folder:
-            cases["PNG files of 4 videos, one object each"] = compare_files(Path(folder) / "one", turns, {f"video{n}": [pair] for n, pair in enumerate(pairs.values())})
-            cases["PNG files of a video, two objects"] = compare_files(Path(folder) / "two", turns, {"video": [large, middling]})
+            cases["PNG files of 4 videos, one object each"] = compare_files(Path(folder) / "one", turns, {f"video{n}": [pair] for n, pair in enumerate(few)})
+            cases["PNG files of a video, two objects"] = compare_files(Path(folder) / "two", turns, {"video": [few[2], few[1]]})
     else:
         print("vos-benchmark is not installed, so nothing is compared with it: pip install scikit-image && pip install --no-deps vos-benchmark")
     return {"machine": machine("numpy", "opencv-python-headless", "pillow", *installed("scikit-image", "vos-benchmark")), "cases": cases}

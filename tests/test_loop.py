@@ -57,8 +57,8 @@ def noisy_validation(model):
     return dict(weight=float(model.rest.weight.norm()))
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, changed(ema=0, schedule="step", milestones=(1, 2)), changed(amp="bf16")],
-                         ids=["cosine", "step", "bf16"])
+@pytest.mark.parametrize("settings", [SETTINGS, changed(ema=0, schedule="step", milestones=(1, 2)), changed(amp="bf16"), changed(batch_size=2, accumulate=2)],
+                         ids=["cosine", "step", "bf16", "accumulate"])
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, settings, epoch):
     whole = train(ToyModel(), ToyEpisodes(), settings, tmp_path / "whole", validate=noisy_validation)
@@ -149,6 +149,37 @@ def test_no_averaging_keeps_the_last_weights(tmp_path):
     assert torch.equal(final_weights(result)["rest.weight"], state["weights"]["rest.weight"])
 
 
+def undisturbed(model):
+    """Without dropout, so that parts of a batch are asked what the whole batch is asked."""
+    model.dropout.p = 0.0
+    return model
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_batches_learn_what_one_batch_learns(tmp_path, parts):
+    whole = train(undisturbed(ToyModel()), ToyEpisodes(), SETTINGS, tmp_path / "whole")
+    in_parts = train(undisturbed(ToyModel()), ToyEpisodes(), changed(batch_size=4 // parts, accumulate=parts), tmp_path / "parts")
+    assert in_parts.steps == whole.steps == 9
+    for mine, theirs in zip(rows(in_parts.history), rows(whole.history), strict=True):
+        assert [float(mine[k]) for k in ("total", "grad_norm", "lr")] == pytest.approx([float(theirs[k]) for k in ("total", "grad_norm", "lr")], rel=1e-4)
+    a, b = final_weights(whole), final_weights(in_parts)
+    assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+
+
+def test_compiled_forward_learns_the_same(tmp_path, monkeypatch):
+    compiled, compile = [], torch.compile
+    def quickly(function):  # the graphs as they are, without minutes of a compiler
+        compiled.append(function)
+        return compile(function, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", quickly)
+    plain = train(undisturbed(ToyModel()), ToyEpisodes(), SETTINGS, tmp_path / "plain")
+    assert not compiled
+    fast = train(undisturbed(ToyModel()), ToyEpisodes(), changed(compile=True), tmp_path / "compiled")
+    assert compiled == [forward]
+    a, b = final_weights(plain), final_weights(fast)
+    assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+
+
 def test_loss_falls_and_log_has_the_columns(tmp_path):
     result = train(ToyModel(), ToyEpisodes(48), changed(epochs=10), tmp_path)
     log = rows(result.history)
@@ -217,7 +248,8 @@ def test_padded_batches_say_how_large_each_clip_is():
 
 @pytest.mark.parametrize("fields, message", [
     (dict(schedule="linear"), "schedule='linear': one of cosine, step"), (dict(amp="fp16"), "amp='fp16': one of none, bf16"),
-    (dict(lr=-1), "lr=-1: more than 0"), (dict(ema=1.0), "ema=1.0: less than 1"), (dict(batch_size=0), "batch_size=0: at least 1")])
+    (dict(lr=-1), "lr=-1: more than 0"), (dict(ema=1.0), "ema=1.0: less than 1"), (dict(batch_size=0), "batch_size=0: at least 1"),
+    (dict(accumulate=0), "accumulate=0: at least 1")])
 def test_bad_settings_are_named(fields, message):
     with pytest.raises(TrainError, match="training settings: ") as error:
         TrainSettings(**fields)
@@ -227,6 +259,8 @@ def test_bad_settings_are_named(fields, message):
 def test_too_few_episodes_and_disagreement_are_told(tmp_path):
     with pytest.raises(TrainError, match="3 episodes in an epoch, fewer than batch_size=4"):
         train(ToyModel(), ToyEpisodes(3), SETTINGS, tmp_path)
+    with pytest.raises(TrainError, match="12 episodes in an epoch, fewer than batch_size=4 × accumulate=4"):
+        train(ToyModel(), ToyEpisodes(), changed(accumulate=4), tmp_path)
     data = ToyEpisodes()
     data.episodes_per_class = 7
     with pytest.raises(TrainError, match="ask for 100 episodes per class, the dataset has 7"):

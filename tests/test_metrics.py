@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fsrvos.evaluation.metrics import boundary_map, contour_accuracy, region_similarity
+from fsrvos.evaluation.metrics import boundary_map, contour_accuracy, region_and_contour, region_similarity
 
 GOLDEN = Path(__file__).parent / "golden" / "metric_golden.npz"
 
@@ -97,7 +97,7 @@ def test_equals_the_dilation_to_the_last_bit(largest):
         kinds.add((prediction.any(), prediction.all()))
         assert region_similarity(prediction, truth) == slow_j(prediction, truth)
         for bound_th in rng.choice((0, .008, .010, .05, 1, 1.5, 2, 2.5, 3, 8, 21), 4, replace=False):
-            assert contour_accuracy(prediction, truth, bound_th) == dilated_f(prediction, truth, bound_th), (height, width, bound_th)
+            assert region_and_contour(prediction, truth, bound_th) == (slow_j(prediction, truth), dilated_f(prediction, truth, bound_th)), (height, width, bound_th)
     assert len(kinds) == 3
 
 
@@ -107,7 +107,7 @@ def test_equals_the_dilation_at_480p():
     for size in (20, 120, 400):
         prediction, truth = (np.hypot(rows - rng.integers(480), columns - rng.integers(854)) < size * (1 + .2 * np.sin(rows / 9) + .1 * rng.random((480, 854))) for _ in range(2))
         for bound_th in (.008, .010, 40):
-            assert contour_accuracy(prediction, truth, bound_th) == dilated_f(prediction, truth, bound_th)
+            assert region_and_contour(prediction, truth, bound_th) == (region_similarity(prediction, truth), dilated_f(prediction, truth, bound_th))
 
 
 def test_golden():
@@ -156,13 +156,15 @@ def test_clip_is_frame_by_frame():
     prediction, truth = np.stack([EMPTY, FULL, PIXEL]), np.stack([EMPTY, EMPTY, CORNER])
     assert region_similarity(prediction, truth).tolist() == [1, 0, 0]
     assert contour_accuracy(prediction, truth).tolist() == [1, 1, 0]
-    assert region_similarity(prediction[:0], truth[:0]).shape == contour_accuracy(prediction[:0], truth[:0]).shape == (0,)
+    j, f = region_and_contour(prediction, truth)
+    assert j.tolist() == [1, 0, 0] and f.tolist() == [1, 1, 0]
+    assert all(measure.shape == (0,) for measure in (region_similarity(prediction[:0], truth[:0]), *region_and_contour(prediction[:0], truth[:0])))
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (1, 1), (1, 9), (9, 1)])
 def test_hardly_a_frame(shape):
     for value in (np.zeros(shape, bool), np.ones(shape, bool)):
-        assert region_similarity(value, value) == contour_accuracy(value, value) == 1
+        assert region_similarity(value, value) == contour_accuracy(value, value) == 1 and region_and_contour(value, value) == (1, 1)
 
 
 def test_inputs_stay_as_they_were():
@@ -178,7 +180,7 @@ def test_non_contiguous_masks():
     assert strided == contour_accuracy(prediction[::2, ::-1].copy(), truth[::2, ::-1].copy())
 
 
-@pytest.mark.parametrize("measure", [region_similarity, contour_accuracy])
+@pytest.mark.parametrize("measure", [region_similarity, contour_accuracy, region_and_contour])
 @pytest.mark.parametrize("prediction, truth, message", [
     (PIXEL, PIXEL[1:], "must have one shape"),
     (PIXEL[None, None], PIXEL[None, None], "must have one shape"),

@@ -37,7 +37,7 @@ from .player import ClipPlayer, Shown, beside, jpeg, picture_widget, shown_size
 from .segment import COLOURS, load_model, painted
 from ..data.corpus import Corpus, Expression
 from ..data.episodes import FrameSource, resize_frames, resize_masks, resized_size, single_object_expressions, support_windows
-from ..evaluation.metrics import contour_accuracy, region_similarity
+from ..evaluation.metrics import region_and_contour
 from ..evaluation.multi_object import SequencePredictor, Sequences, by_similarity
 from ..evaluation.protocol import Evaluation
 from ..evaluation.report import load_evaluations
@@ -313,7 +313,7 @@ class Quality(NamedTuple):
 def frame_quality(found: SequenceSet, truth: np.ndarray) -> Quality:
     "J and F of the union of what was found against that of the truth bool [M, T, H, W]."
     masks = found.union().numpy() if len(found) else np.zeros(truth.shape[1:], bool)
-    return Quality(region_similarity(masks, truth.any(0)), contour_accuracy(masks, truth.any(0)))
+    return Quality(*region_and_contour(masks, truth.any(0)))
 
 
 KEPT = 2 ** 30  # bytes of answers

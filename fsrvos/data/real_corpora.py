@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ImageFrames', 'ClipFrames', 'attempt', 'Source', 'listed_images', 'ids_from_image', 'paint', 'source_problems',
-           'problems_of', 'to_corpus', 'require_new']
+           'problems_of', 'to_corpus', 'write_whole', 'require_new']
 
 # %% ../../nbs/data/08_real_corpora.ipynb #85a22147
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -188,13 +188,19 @@ def to_corpus(root: str | Path, sources: list[Source], problems: ProblemList, ou
     out = require_new(out)
     if wrong := problems_of(root, sources, problems, progress):
         raise CorpusError(wrong)
+    sources = tqdm(sources, desc="writing", unit="video", delay=2, disable=not progress)
+    return write_whole(out, lambda scratch: (_write(source, scratch) for source in sources), Problem(str(root), "", "has no object that any mask shows", "restore the masks"))
+
+
+def write_whole(out: Path, write: Callable[[Path], Iterable[Video | None]], none: Problem) -> Corpus:
+    "The corpus of the videos that `write(folder)` writes one by one into a scratch folder, under the name `out` when all of it is there and can be read back; the error `none` where every one is None."
     scratch = out.with_name(f".{out.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        written = [_write(source, scratch) for source in tqdm(sources, desc="writing", unit="video", delay=2, disable=not progress)]
-        if not any(written):
-            raise CorpusError([Problem(str(root), "", "has no object that any mask shows", "restore the masks")])
-        write_metas(scratch, [video for video in written if video is not None])
+        written = [video for video in write(scratch) if video is not None]
+        if not written:
+            raise CorpusError([none])
+        write_metas(scratch, written)
         Corpus.load(scratch)  # what could not be read back gets no name
         os.replace(scratch, out)
     finally:

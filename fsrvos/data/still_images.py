@@ -7,9 +7,7 @@ __all__ = ['SHIFT', 'SCALE', 'ROTATION', 'SHEAR', 'REMAINS', 'STRENGTHS', 'draw_
            'is_about_motion', 'path_suits', 'find_path', 'choose_still', 'still_images']
 
 # %% ../../nbs/data/04a_still_images.ipynb #5293c8d2
-import os
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from .ambiguity import MaskFacts, measure_masks, read_sentence
-from .corpus import Corpus, CorpusError, Expression, ObjectTrack, Problem, Video, lottery, write_frame, write_masks, write_metas
-from .real_corpora import require_new
+from .corpus import Corpus, CorpusError, Expression, ObjectTrack, Problem, Video, lottery, write_frame, write_masks
+from .real_corpora import require_new, write_whole
 
 # %% ../../nbs/data/04a_still_images.ipynb #f8e4d266
 SHIFT = 0.1             # each way, share of the width and of the height
@@ -131,18 +129,9 @@ def still_images(images: Corpus, out: str | Path, *, frames: int = 6, classes: I
     out, wanted = require_new(out), _videos_of(images, classes)
     if frames < 2:
         raise ValueError(f"frames: a clip has two or more, not {frames}")
-    scratch = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        written = [_write_clip(images, video, scratch, frames, seed) for video in tqdm(wanted, desc="moving stills", unit="still", delay=2, disable=not progress)]
-        if not any(written):
-            raise CorpusError([Problem(str(images.root), "", "has no usable still: a frame that shows all objects of a video, and a sentence that is not about motion", "name a corpus that has some")])
-        write_metas(scratch, [video for video in written if video is not None])
-        Corpus.load(scratch)  # what could not be read back gets no name
-        os.replace(scratch, out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return Corpus.load(out)
+    wanted = tqdm(wanted, desc="moving stills", unit="still", delay=2, disable=not progress)
+    none = Problem(str(images.root), "", "has no usable still: a frame that shows all objects of a video, and a sentence that is not about motion", "name a corpus that has some")
+    return write_whole(out, lambda scratch: (_write_clip(images, video, scratch, frames, seed) for video in wanted), none)
 
 
 def _videos_of(images: Corpus, classes: Iterable[str] | None) -> list[Video]:

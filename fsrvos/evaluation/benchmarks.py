@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..data.corpus import Corpus
 from ..data.safe_files import read_json
-from .metrics import contour_accuracy, region_similarity
+from .metrics import region_and_contour
 from .protocol import Prediction, Predictor, Query, encode_masks
 
 # %% ../../nbs/evaluation/05_benchmarks.ipynb #2ca1abbe
@@ -111,8 +111,7 @@ class DavisScores(NamedTuple):
 
 def davis_scores(found: np.ndarray, truth: np.ndarray, bound_th: float = 0.008) -> DavisScores:
     "Masks bool [M, T, H, W] of M answers and of the M objects that they are about -> their scores, means over the frames."
-    every = lambda measure: np.array([[measure(mask, target).mean() for mask in found] for target in truth])
-    j, f = every(region_similarity), every(lambda mask, target: contour_accuracy(mask, target, bound_th))
+    j, f = np.moveaxis(np.array([[[scores.mean() for scores in region_and_contour(mask, target, bound_th)] for mask in found] for target in truth]), -1, 0)
     pairs = linear_sum_assignment(-(j + f))
     return DavisScores(j[pairs], f[pairs], j.diagonal(), f.diagonal())
 

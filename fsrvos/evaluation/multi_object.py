@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 from ..data.corpus import lottery, write_bytes_atomic
-from .metrics import contour_accuracy, region_similarity
+from .metrics import region_and_contour
 from .protocol import ModelPredictor, SupportState, encode_masks, manifest_path
 from ..models.linking import SequenceLinker, SequenceSet, chunks_of, keep_sequences, sequence_iou
 from ..models.sequence_matching import sequence_masks
@@ -41,8 +41,8 @@ def measure(found: np.ndarray, truth: np.ndarray, bound_th: float) -> dict:
     """Masks of the kept sequences bool [M̂, T, H, W] and of the objects that are meant [M, T, H, W] -> J and F of the unions (means over frames), how many sequences were found and objects
     meant, how many pairs are right, and the sum of the pairs' IoUs."""
     union, whole = found.any(0), truth.any(0)
-    pairs = match_instances(found, truth)
-    return {"J": float(region_similarity(union, whole).mean()), "F": float(contour_accuracy(union, whole, bound_th).mean()), "found": len(found), "targets": len(truth),
+    pairs, (j, f) = match_instances(found, truth), region_and_contour(union, whole, bound_th)
+    return {"J": float(j.mean()), "F": float(f.mean()), "found": len(found), "targets": len(truth),
             "right": int((pairs >= IOU_RIGHT).sum()), "iou": float(pairs.sum()), "pairs": len(pairs), "frames": len(whole)}
 
 # %% ../../nbs/evaluation/03_multi_object.ipynb #e790e111

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from ..data.corpus import write_bytes_atomic
-from .metrics import contour_accuracy, region_similarity
+from .metrics import region_and_contour
 from ..models.linking import SequenceLinker, chunks_of
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #5671d748
@@ -316,10 +316,11 @@ def _record(question, prediction, truth, bound_th):
     if masks.dtype != bool or masks.shape != truth.shape:
         raise ProtocolError(f"{query.video}/{query.expression_id}: the prediction is {masks.dtype} {masks.shape}, "
                             f"the truth is bool {truth.shape}: predict at the corpus's resolution and threshold")
+    j, f = region_and_contour(masks, truth, bound_th)
     return {"run": question.run, "swap": question.swap, "class": query.class_name, "video": query.video,
             "expression_id": query.expression_id, "kind": query.kind, "class_named": query.class_named,
             "distractors": query.distractors, "frames": len(truth),
-            "J": float(region_similarity(masks, truth).mean()), "F": float(contour_accuracy(masks, truth, bound_th).mean()),
+            "J": float(j.mean()), "F": float(f.mean()),
             "area_pred": float(masks.mean()), "area_true": float(truth.mean()), "score": float(prediction.score)}
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #81ffdf16
