@@ -1,113 +1,203 @@
-"""confirm.py [COMMIT]: results stay valid after a change of code that changes no number, if a sample of the study, run again, shows it.
+"""confirm.py [COMMIT]: results stay valid after a change of code that changes no number, if both codes, run in small on this machine, make the same.
 
-A change of code that results depend on makes all of them stale, also when it cannot change a number (a new option and its parameter, a renamed variable). Two hours of the study need not be run
+A change of code that results depend on makes all of them stale, also when it cannot change a number (a new option and its parameter, a renamed variable). Five hours of the study need not be run
 again for that:
 
-    dvc repro --single-item curate features oracles pretrain@cma train@cma-1 evaluate@cma-1     # a sample: at least one item of every stage that is stale
-    python scripts/confirm.py                                                                  # against HEAD, or the commit named
+    python scripts/confirm.py          # against HEAD, or the commit named; about half an hour on two cores
 
-Everything that the sample made must equal what COMMIT holds: models and features bit for bit, numbers digit for digit (clocks apart). Then the results of the stages' other items
-get the new code's hash, with the hash of the code that did measure them beside it (`measured_with`), and DVC is told. Anything that differs is named, and nothing is changed."""
+The code of COMMIT and that of this checkout each run every stage in the size `smoke`, with a cell of each method (scripts/smoke.sh --every-method). All of it must be equal: features, weights and models
+bit for bit, numbers digit for digit, clocks apart. Then the study's results and reports get the new code's hash, with the hash of the code that did measure them beside it (`measured_with`), and
+dvc.lock is told. Anything that differs is named, and nothing is changed.
+
+Both run here, because another processor rounds otherwise: what this machine makes cannot be held against what another one made."""
 import csv
 import io
 import json
+import math
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
-from fsrvos.study import SECTIONS, deep_merge, load_params, parse_cell, stage_provenance
+ROOT = Path(__file__).resolve().parents[1]
+CLOCKS = ("seconds", "waiting", "provenance", "made_by")
+HASHED = ("code", "params", "measured_with")
+KEPT = ("results", "reports", "dvc.lock", ":!reports/choices.md")  # what is restamped; choices.md is written by hand
+HASHES = """
+import json, yaml
+from fsrvos.study import load_params, parse_cell, stage_provenance
+params, stages = load_params(), {}
+for name in yaml.safe_load(open("dvc.lock"))["stages"]:
+    stage, _, item = name.partition("@")
+    made = stage_provenance(stage, params, item if item in params["methods"] else parse_cell(item).method if item else None)
+    stages[name] = {k: made[k] for k in ("code", "params", "data")}
+print(json.dumps({"params": params, "stages": stages}))
+"""
 
-CLOCKS = ("seconds", "waiting", "provenance")
-KEPT_OUT = ("baseline", "report", "report_transfer", "report_ablations", "report_multi")  # cheap to run again, or made of the others
+TELL_DVC = """
+from dvc.repo import Repo
+with Repo() as repo, repo.lock:
+    stages = [stage for stage in repo.index.stages if not stage.is_data_source]
+    for stage in stages:
+        stage.save(allow_missing=True, run_cache=False)
+    stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
+"""
 
 
-def read_lock(text: str) -> dict[str, dict]:
-    "dvc.lock -> {item: {deps, outs: {path: md5}, params}}."
-    sums = lambda entries: {e["path"]: e["md5"] for e in entries or []}
-    return {name: {"deps": sums(s.get("deps")), "outs": sums(s.get("outs")), "params": s.get("params")} for name, s in yaml.safe_load(text)["stages"].items()}
+# ---- the two codes
 
+def check_out(folder: Path, commit: str | None) -> Path:
+    "A clone of the repository in `folder`: at the commit, or with what the working tree has, where none is given."
+    git = lambda *words, **more: subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, **more)
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    if commit:
+        git("checkout", "--quiet", commit)
+        shutil.copy(ROOT / "scripts/smoke.sh", folder / "scripts")  # one way to run them both
+    elif changes := subprocess.run(["git", "-C", str(ROOT), "diff", "--binary", "HEAD"], check=True, capture_output=True).stdout:
+        git("apply", input=changes)
+    os.symlink("../kernels", folder / "fsrvos/kernels")
+    return folder
+
+
+def run_small(folders: list[Path]) -> None:
+    "The pipeline in small in each of the folders, side by side; SystemExit with the end of what one said that failed."
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    logs = [folder.with_suffix(".log") for folder in folders]
+    running = [subprocess.Popen(["scripts/smoke.sh", "--every-method"], cwd=folder, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT) for folder, log in zip(folders, logs)]
+    for process, log in zip(running, logs):
+        if process.wait():
+            sys.exit(f"the pipeline in small failed:\n{log.read_text()[-3000:]}")
+
+
+def hashes(folder: Path) -> dict:
+    "What the code in `folder` says of the study: its parameters, and {item: {code, params, data}} of every item in its dvc.lock."
+    done = subprocess.run([sys.executable, "-c", HASHES], cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else sys.exit(done.stderr)
+
+
+# ---- what they made
 
 def without_clocks(path: str, text: str) -> object:
-    "What a result file says, without times and provenance."
-    if path.endswith(".csv"):
-        return [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(io.StringIO(text))]
-    return {k: v for k, v in json.loads(text).items() if k not in CLOCKS}
+    "What a result file says, without times, provenance and the hashes in tables of cells; what a CSV file says as numbers, for which -0 is 0."
+    hidden = lambda key, value: key in CLOCKS or key in HASHED and re.fullmatch("[0-9a-f]{16}", str(value))
+    bare = lambda x: {k: bare(v) for k, v in x.items() if not hidden(k, v)} if isinstance(x, dict) else [*map(bare, x)] if isinstance(x, list) else x
+    return [{k: number(v) for k, v in bare(row).items()} for row in csv.DictReader(io.StringIO(text))] if path.endswith(".csv") else bare(json.loads(text))
 
 
-def differences(item: str, before: dict, now: dict, old_text) -> list[str]:
-    "Outs of an item that was run again and are not what they were. Pictures and texts, which carry hashes, are left to the report."
-    changed = [path for path, md5 in now["outs"].items() if before["outs"].get(path) != md5]
-    files = [file for path in changed for file in files_of(path)]
-    same = lambda path: path.endswith((".json", ".csv")) and without_clocks(path, Path(path).read_text()) == without_clocks(path, old_text(path))
-    return [f"{item}: {path}" for path in files if not path.endswith((".png", ".md")) and not same(path)]
+def number(text: str) -> float | str:
+    "The number that a cell of a table holds, or its text; NaN, which equals nothing, stays text."
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return text if math.isnan(value) else value
 
 
-def files_of(path: str) -> list[str]:
-    "A folder of results, which git keeps, as its files; anything else as it is."
-    folder = Path(path)
-    return [p.as_posix() for p in sorted(folder.rglob("*")) if p.is_file()] if path.startswith("results/") and folder.is_dir() else [path]
+def outs(folder: Path) -> dict[str, str]:
+    "{path: md5} of all that the items in the folder's dvc.lock made; pictures and texts, which carry hashes, apart."
+    stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"] if not out["path"].endswith((".png", ".md"))}
 
+
+def differences(then: Path, now: Path) -> list[str]:
+    "What differs between the results of two runs in small, by path; or is there once alone."
+    before, after = outs(then), outs(now)
+    changed = [path for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
+    return sorted(path for path in changed if not _same(path, then / path, now / path))
+
+
+def _same(path: str, then: Path, now: Path) -> bool:
+    "Files of results, or folders of them, with the same content, clocks apart. Data that has another checksum is other data."
+    if then.is_dir() and now.is_dir():
+        names = [sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) for folder in (then, now)]
+        return names[0] == names[1] and all(_same(name, then / name, now / name) for name in names[0])
+    if not (then.is_file() and now.is_file() and path.endswith((".json", ".csv"))):
+        return path.endswith((".png", ".md"))
+    return without_clocks(path, then.read_text()) == without_clocks(path, now.read_text())
+
+
+# ---- new hashes for old results
 
 def says_all_of(before: object, now: object) -> bool:
-    "Do the parameters `now` hold every one of those before, with its value? More of them may be there: what the code did not know, the sample shows to change nothing."
+    "Do the parameters `now` hold every one of those before, with its value? More of them may be there: what the code did not know, the runs in small show to change nothing."
     if isinstance(before, dict) and isinstance(now, dict):
         return all(key in now and says_all_of(value, now[key]) for key, value in before.items())
     return before == now
 
 
-def split(before: dict[str, dict], now: dict[str, dict], is_code) -> tuple[list[str], list[str]]:
-    "Items that were run again, and those of the same stages that were not. SystemExit where more than code differs, or nothing was run."
-    again = [i for i in now if i in before and now[i]["deps"] != before[i]["deps"] and i.split("@")[0] not in KEPT_OUT]
-    made = {path for i in again for path in now[i]["outs"]}  # what the sample made is compared apart, clocks left out
-    data = lambda deps: {p: m for p, m in deps.items() if not is_code(p) and p not in made}
-    more = [i for i in again if not says_all_of(before[i]["params"], now[i]["params"]) or data(now[i]["deps"]) != data(before[i]["deps"])]
-    if more:
-        sys.exit(f"{', '.join(more)}: parameters or data differ, too; run the study again")
-    if not again:
-        sys.exit("no item was run again: run a sample with dvc repro --single-item first (see the head of this file)")
-    stages = {i.split("@")[0] for i in again}
-    return again, [i for i in now if i.split("@")[0] in stages and i not in again]
+def new_hashes(then: dict, now: dict) -> dict[str, dict[str, str]]:
+    "What `hashes` said before and says now -> {code: {old: new}, params: {old: new}}. SystemExit where data or parameters differ, or one hash would become two."
+    if not says_all_of(then["params"], now["params"]):
+        sys.exit("params.yaml differs in more than parameters that are new; run the study again")
+    table = {"code": {}, "params": {}}
+    for item in then["stages"].keys() & now["stages"].keys():
+        before, after = then["stages"][item], now["stages"][item]
+        if before["data"] != after["data"]:
+            sys.exit(f"{item}: the data differ; run the study again")
+        for kind, known in table.items():
+            if known.setdefault(before[kind], after[kind]) != after[kind]:
+                sys.exit(f"{item}: its {kind} had the hash of another stage's and has not any more; run the study again")
+    return table
 
 
-def restamp(text: str, code: str, params: str) -> str:
-    "The text of a result with other hashes of code and parameters; the code hash that measured stays beside it."
-    first = re.search(r'"code":\s*"([0-9a-f]{16})"', text)[1]
-    kept = "" if '"measured_with"' in text else f', "measured_with": "{first}"'
-    text = re.sub(r'("code":\s*)"[0-9a-f]{16}"', rf'\1"{code}"{kept}', text, count=1)
-    return re.sub(r'("params":\s*)"[0-9a-f]{16}"', rf'\1"{params}"', text, count=1)
+def restamp(text: str, table: dict[str, dict[str, str]]) -> str:
+    "The text of a result or a report with the new hashes; in JSON the hash of the code that measured stays beside the new one."
+    def code(found: re.Match) -> str:
+        old, new = found[2], table["code"].get(found[2], found[2])
+        return found[1] + new + '"' + (found[3] or (f', "measured_with": "{old}"' if new != old else ""))
+    text = re.sub(r'("code":\s*")([0-9a-f]{16})"(,\s*"measured_with":\s*"[0-9a-f]{16}")?', code, text)
+    text = re.sub(r'("params":\s*"|\bparams )([0-9a-f]{16})\b', lambda m: m[1] + table["params"].get(m[2], m[2]), text)
+    return re.sub(r"(\bcode )([0-9a-f]{16})\b", lambda m: m[1] + table["code"].get(m[2], m[2]), text)
 
 
-def params_of(text: str) -> dict:
-    "The parameters in the text of a params.yaml of before, which may lack sections that there are now."
-    raw = yaml.safe_load(text)
-    return deep_merge({section: raw[section] for section in SECTIONS if section in raw}, raw[raw["size"]])
+def restamp_picture(png: bytes, change: Callable[[str], str]) -> bytes:
+    "A PNG file with other text beside its pixels."
+    done, at = [png[:8]], 8
+    while at < len(png):
+        end = at + 8 + int.from_bytes(png[at:at + 4], "big")
+        kind, data = png[at + 4:at + 8], png[at + 8:end]
+        if kind == b"tEXt":
+            data = change(data.decode("latin-1")).encode("latin-1")
+        done.append(len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big"))
+        at = end + 4
+    return b"".join(done)
+
+
+def restamp_study(folder: Path, table: dict[str, dict[str, str]]) -> list[str]:
+    "All results and reports of the study in `folder`, and its dvc.lock, which keeps what it says of data that are not there. -> the files that are others now."
+    changed = ["dvc.lock"]
+    for path in (p for kept in ("results", "reports") for p in (folder / kept).rglob("*") if p.suffix in (".json", ".md", ".png")):
+        before = path.read_bytes()
+        after = restamp_picture(before, lambda text: restamp(text, table)) if path.suffix == ".png" else restamp(before.decode(), table).encode()
+        if after != before:
+            path.write_bytes(after)
+            changed.append(path.relative_to(folder).as_posix())
+    subprocess.run([sys.executable, "-c", TELL_DVC], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return changed
 
 
 def confirm(commit: str) -> None:
-    show = lambda path: subprocess.run(["git", "show", f"{commit}:{path}"], capture_output=True, text=True, check=True).stdout
-    before, now, params, params_then = read_lock(show("dvc.lock")), read_lock(Path("dvc.lock").read_text()), load_params(), params_of(show("params.yaml"))
-    again, others = split(before, now, lambda p: p.startswith(("fsrvos/", "nbs/", "kernels/")))
-    wrong = [line for i in again for line in differences(i, before[i], now[i], show)]
-    if wrong:
-        sys.exit("not the same numbers:\n  " + "\n  ".join(wrong))
-    print(f"the same, bit for bit: {', '.join(again)}")
-    for item in others:
-        stage, name = item.split("@")
-        provenance, then = (stage_provenance(stage, p, name if stage.startswith("pretrain") else parse_cell(name).method) for p in (params, params_then))
-        for path in (p for p in now[item]["outs"] if p.startswith("results/") and p.endswith(".json")):
-            text = Path(path).read_text()
-            made = json.loads(text).get("provenance")
-            if made is None:
-                continue
-            if (made["params"], made["data"]) != (then["params"], provenance["data"]):
-                sys.exit(f"{path}: made with other parameters or data; run {item} again")
-            Path(path).write_text(restamp(text, provenance["code"], provenance["params"]))
-    subprocess.run(["dvc", "commit", "--force", *others, *again], check=True)  # the sample, too: what it read may have got a new hash just now
-    print(f"confirmed: {', '.join(others)}")
+    if subprocess.run(["git", "diff", "--quiet", commit, "--", *KEPT], cwd=ROOT).returncode:
+        sys.exit(f"results, reports or dvc.lock are not those of {commit}; what was measured with other code is not to be stamped: git diff {commit} -- {' '.join(KEPT)}")
+    scratch = Path(tempfile.mkdtemp(prefix="confirm-"))
+    then, now = check_out(scratch / "then", commit), check_out(scratch / "now", None)
+    table = new_hashes(hashes(then), hashes(now))
+    run_small([then, now])
+    if wrong := differences(then / "runs/smoke", now / "runs/smoke"):
+        sys.exit("\n  ".join([f"not the same in then/runs/smoke and now/runs/smoke of {scratch}:", *wrong]))  # kept, to be looked at
+    print(f"the same: {len(outs(now / 'runs/smoke'))} results, models and folders of data")
+    for path in restamp_study(now, table):
+        shutil.copy(now / path, ROOT / path)
+    shutil.rmtree(scratch)
 
 
 if __name__ == "__main__":
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     confirm(*sys.argv[1:2] or ["HEAD"])

@@ -1,77 +1,149 @@
-"Results that stay valid after a change of code: only if what was run again is the same, and never silently."
+"Results that stay valid after a change of code: only if both codes make the same, and never silently."
+import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from confirm import differences, read_lock, restamp, says_all_of, split, without_clocks  # noqa: E402
+import confirm  # noqa: E402
+from confirm import differences, new_hashes, restamp, restamp_picture, says_all_of, without_clocks  # noqa: E402
 
-LOCK = """
-stages:
-  train@a-1: {deps: [{path: fsrvos/x.py, md5: 1}, {path: data/in, md5: d}], params: {params.yaml: {seed: 0}}, outs: [{path: data/models/a-1, md5: m}]}
-  train@a-2: {deps: [{path: fsrvos/x.py, md5: 1}, {path: data/in, md5: d}], params: {params.yaml: {seed: 0}}, outs: [{path: data/models/a-2, md5: m}]}
-  report: {deps: [{path: results, md5: r}], outs: []}
-"""
-is_code = lambda path: path.startswith("fsrvos/")
+OLD, NEW, FIRST = "0123456789abcdef", "1" * 16, "f" * 16
+TABLE = {"code": {OLD: NEW}, "params": {"a" * 16: "b" * 16}}
 
 
-def test_items_run_again_and_the_others():
-    before = read_lock(LOCK)
-    now = read_lock(LOCK.replace("md5: 1", "md5: 2", 1).replace("md5: r", "md5: s"))
-    assert split(before, now, is_code) == (["train@a-1"], ["train@a-2"])
+def made(folder, j=.5, seconds=1, model="m", loss="2.5", code=OLD):
+    "What a run in small leaves: dvc.lock, a model that is known by its checksum, results, a picture."
+    (folder / "results/shots").mkdir(parents=True)
+    (folder / "results/a.json").write_text(json.dumps({"J": j, "seconds": seconds, "cells": {"a-1": {"code": code, "params": "x"}, "made_by": {"code": code}}, "provenance": {"code": code}}))
+    (folder / "results/a.csv").write_text(f"step,seconds,loss\n0,{seconds},{loss}\n")
+    (folder / "results/shots/k1.json").write_text(json.dumps({"J": j, "provenance": {"code": code}}))
+    paths = {"data/models/a-1": model, "results/a.json": f"{j}{seconds}", "results/a.csv": f"{loss}{seconds}", "results/shots": f"{j}{code}", "reports/p.png": code}
+    (folder / "dvc.lock").write_text(yaml.safe_dump({"stages": {"train@a-1": {"outs": [{"path": path, "md5": md5} for path, md5 in paths.items()]}}}))
+    return folder
 
 
-@pytest.mark.parametrize("old, new, told", [("seed: 0", "seed: 1", "parameters or data"), ("md5: d", "md5: e", "parameters or data"), ("", "", "no item was run again")])
-def test_more_than_code(old, new, told):
-    now = read_lock(LOCK.replace("md5: 1", "md5: 2", 1).replace(old, new, 1) if old else LOCK)
-    with pytest.raises(SystemExit, match=told):
-        split(read_lock(LOCK), now, is_code)
+def test_clocks_and_hashes_are_no_difference(tmp_path):
+    assert differences(made(tmp_path / "then"), made(tmp_path / "now", seconds=9, code=NEW)) == []
 
 
-def test_what_the_sample_made_is_no_other_data():
-    "An item that reads what another one of the sample wrote, clocks and all, differs in code alone."
-    lock = LOCK.replace("{path: results, md5: r}", "{path: data/models/a-1, md5: m}, {path: fsrvos/y.py, md5: 1}").replace("report:", "evaluate@a-1:")
-    before, now = read_lock(lock), read_lock(lock.replace("md5: 1", "md5: 2", 1).replace("fsrvos/y.py, md5: 1", "fsrvos/y.py, md5: 2").replace("md5: m}", "md5: n}"))
-    assert split(before, now, is_code)[0] == ["train@a-1", "evaluate@a-1"]
-    with pytest.raises(SystemExit, match="evaluate@a-1: parameters or data"):
-        split(before, {**now, "train@a-1": before["train@a-1"]}, is_code)
+def test_no_loss_is_no_loss_with_either_sign(tmp_path):
+    assert differences(made(tmp_path / "then", loss="-0"), made(tmp_path / "now", loss="0")) == []
 
 
-def test_a_number_that_differs_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    texts = {"r.json": '{"J": 0.5, "seconds": 3, "provenance": {"code": "a"}}', "c.csv": "step,seconds,loss\n0,1,2.5\n"}
-    now = {"outs": {"r.json": "1", "c.csv": "2", "data/m": "same", "p.png": "3"}}
-    before = {"outs": {"r.json": "9", "c.csv": "8", "data/m": "same", "p.png": "7"}}
-    Path("r.json").write_text('{"J": 0.5, "seconds": 9, "provenance": {"code": "b"}}')
-    Path("c.csv").write_text("step,seconds,loss\n0,7,2.5\n")
-    assert differences("train@a-1", before, now, texts.get) == []
-    Path("c.csv").write_text("step,seconds,loss\n0,7,2.6\n")
-    assert differences("train@a-1", before, {"outs": {**now["outs"], "data/m": "other"}}, texts.get) == ["train@a-1: c.csv", "train@a-1: data/m"]
+@pytest.mark.parametrize("change, named", [(dict(j=.6), ["results/a.json", "results/shots"]), (dict(model="other"), ["data/models/a-1"]), (dict(loss="2.6"), ["results/a.csv"])])
+def test_what_differs_is_named(tmp_path, change, named):
+    assert differences(made(tmp_path / "then"), made(tmp_path / "now", **change)) == named
 
 
-def test_a_folder_of_results_is_compared_file_by_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("results/shots").mkdir(parents=True)
-    for name, value in (("a", .5), ("b", .25)):
-        Path(f"results/shots/{name}.json").write_text(json.dumps({"J": value, "provenance": {"code": "new"}}))
-    then = lambda b: {"results/shots/a.json": '{"J": 0.5, "provenance": {"code": "old"}}', "results/shots/b.json": json.dumps({"J": b})}
-    before, now = {"outs": {"results/shots": "1.dir"}}, {"outs": {"results/shots": "2.dir"}}
-    assert differences("shots", before, now, then(.25).get) == []
-    assert differences("shots", before, now, then(.75).get) == ["shots: results/shots/b.json"]
+def test_what_is_there_once_alone_is_named(tmp_path):
+    then, now = made(tmp_path / "then"), made(tmp_path / "now")
+    lock = (now / "dvc.lock").read_text()
+    (now / "dvc.lock").write_text(lock.replace("data/models/a-1", "data/models/a-2"))
+    assert differences(then, now) == ["data/models/a-1", "data/models/a-2"]
+    (now / "dvc.lock").write_text(lock.replace(f"0.5{OLD}", "another"))
+    (now / "results/shots/k3.json").write_text("{}")
+    assert differences(then, now) == ["results/shots"]
 
 
 def test_the_hash_that_measured_stays():
-    text = '{"provenance": {\n "code": "0123456789abcdef", "params": "fedcba9876543210"}}'
-    once = restamp(text, "1" * 16, "fedcba9876543210")
-    assert json.loads(once)["provenance"] == {"code": "1" * 16, "measured_with": "0123456789abcdef", "params": "fedcba9876543210"}
-    assert json.loads(restamp(once, "2" * 16, "a" * 16))["provenance"] == {"code": "2" * 16, "measured_with": "0123456789abcdef", "params": "a" * 16}
+    text = '{"provenance": {\n "code": "0123456789abcdef",\n "params": "aaaaaaaaaaaaaaaa", "data": "aaaaaaaaaaaaaaaa"}}'
+    once = restamp(text, TABLE)
+    assert json.loads(once)["provenance"] == {"code": NEW, "measured_with": OLD, "params": "b" * 16, "data": "a" * 16}
+    twice = restamp(once, {"code": {NEW: FIRST}, "params": {}})
+    assert json.loads(twice)["provenance"] == {"code": FIRST, "measured_with": OLD, "params": "b" * 16, "data": "a" * 16}
+    assert restamp(text, {"code": {}, "params": {}}) == restamp(text, {"code": {OLD: OLD}, "params": {}}) == text
     assert without_clocks("x.json", once) == {}
+
+
+def test_tables_and_pictures_get_the_hash():
+    assert restamp(f"Made by: code {OLD}, params {'a' * 16}, data {'a' * 16}.", TABLE) == f"Made by: code {NEW}, params {'b' * 16}, data {'a' * 16}."
+    origin, file = PngInfo(), io.BytesIO()
+    origin.add_text("fsrvos", f"code {OLD}, params {'a' * 16}")
+    picture = Image.effect_noise((30, 20), 50)
+    picture.save(file, "PNG", pnginfo=origin)
+    restamped = Image.open(io.BytesIO(restamp_picture(file.getvalue(), lambda text: restamp(text, TABLE))))
+    assert restamped.text == {"fsrvos": f"code {NEW}, params {'b' * 16}"} and restamped.tobytes() == picture.tobytes()
+    assert restamp_picture(file.getvalue(), str) == file.getvalue()
+
+
+def said(lr=1, code=OLD, data="d", **more):
+    return {"params": {"train": {"lr": lr, **more}}, "stages": {name: {"code": code, "params": "a", "data": data} for name in ("train@a-1", "train@a-2")}}
+
+
+def test_hashes_of_both_codes():
+    assert new_hashes(said(), said(code=NEW, accumulate=1)) == {"code": {OLD: NEW}, "params": {"a": "a"}}
+    twice = said(code=NEW)
+    twice["stages"]["train@a-2"]["code"] = FIRST
+    for now, told in ((said(lr=2), "params.yaml differs"), (said(data="e"), "the data differ"), (twice, "had the hash of another stage's")):
+        with pytest.raises(SystemExit, match=told):
+            new_hashes(said(), now)
 
 
 def test_parameters_may_be_added_but_not_changed():
     assert says_all_of({"train": {"lr": 1}}, {"train": {"lr": 1, "augment": False}, "more": 2})
     assert not says_all_of({"train": {"lr": 1}}, {"train": {"lr": 2, "augment": False}}) and not says_all_of({"train": {"lr": 1}}, {"train": {}}) and not says_all_of([1], [1, 2])
-    now = read_lock(LOCK.replace("md5: 1", "md5: 2", 1).replace("seed: 0", "seed: 0, more: 1", 1))
-    assert split(read_lock(LOCK), now, is_code) == (["train@a-1"], ["train@a-2"])
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    "A study of one result: the pipeline in small is a script that writes what `number.txt` says, the hash of the code is what `code.txt` says."
+    root = tmp_path / "repository"
+    for folder in ("results", "reports", "scripts", "fsrvos"):
+        (root / folder).mkdir(parents=True)
+    (root / "results/a.json").write_text(json.dumps({"J": .5, "provenance": {"code": OLD}}))
+    (root / "reports/a.md").write_text(f"Made by: code {OLD}\n")
+    (root / "reports/choices.md").write_text("")
+    (root / "scripts/smoke.sh").write_text("""#!/bin/sh
+mkdir -p runs/smoke/results
+printf '{"J": %s}' "$(cat number.txt)" > runs/smoke/results/a.json
+printf 'stages: {a: {outs: [{path: results/a.json, md5: %s}]}}' "$(cat number.txt)" > runs/smoke/dvc.lock
+""")
+    (root / "scripts/smoke.sh").chmod(0o755)
+    (root / "fsrvos/x.py").write_text("")
+    for name, text in (("number.txt", "0.25"), ("code.txt", OLD), ("dvc.lock", "stages: {}\n")):
+        (root / name).write_text(text)
+    for words in ("init -q", "add -A", "-c user.name=a -c user.email=a@b commit -qm a"):
+        subprocess.run(["git", *words.split()], cwd=root, check=True)
+    monkeypatch.setattr(confirm, "ROOT", root)
+    monkeypatch.setattr(confirm.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "scratch"))
+    monkeypatch.setattr(confirm, "hashes", lambda folder: said(code=(folder / "code.txt").read_text()))
+    monkeypatch.setattr(confirm, "TELL_DVC", "open('dvc.lock', 'a').write('# told')")
+    return root
+
+
+def test_the_same_numbers_get_the_new_hash(repository):
+    (repository / "code.txt").write_text(NEW)
+    confirm.confirm("HEAD")
+    assert json.loads((repository / "results/a.json").read_text()) == {"J": .5, "provenance": {"code": NEW, "measured_with": OLD}}
+    assert (repository / "reports/a.md").read_text() == f"Made by: code {NEW}\n" and (repository / "dvc.lock").read_text().endswith("# told")
+
+
+def test_other_numbers_change_nothing(repository):
+    (repository / "code.txt").write_text(NEW)
+    (repository / "number.txt").write_text("0.26")
+    with pytest.raises(SystemExit, match="(?s)not the same.*\n  results/a.json"):
+        confirm.confirm("HEAD")
+    assert OLD in (repository / "results/a.json").read_text() and (repository / "dvc.lock").read_text() == "stages: {}\n"
+
+
+def test_results_that_are_not_the_commits_are_refused(repository):
+    (repository / "results/a.json").write_text("{}")
+    with pytest.raises(SystemExit, match="are not those of HEAD"):
+        confirm.confirm("HEAD")
+    subprocess.run(["git", "checkout", "-q", "results"], cwd=repository, check=True)
+    (repository / "reports/choices.md").write_text("written meanwhile")
+    confirm.confirm("HEAD")
+    assert (repository / "reports/choices.md").read_text() == "written meanwhile"
+
+
+def test_a_run_that_fails_is_told(repository):
+    (repository / "scripts/smoke.sh").write_text("#!/bin/sh\necho no space left; exit 1\n")
+    with pytest.raises(SystemExit, match="the pipeline in small failed:\nno space left"):
+        confirm.confirm("HEAD")
