@@ -26,8 +26,11 @@ from fsrvos.models.published import attach_empty_encoders
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLIP, CHUNK, SHOTS = 100, 10, 5                     # frames
-CASES = {  # how the model is made, size of the frames, chunks that are run by each way, turns; the plain path at the paper's size takes minutes a chunk
-    "paper-resnet50, 360x640": ("paper-resnet50", (360, 640), {"plain": 1, "ours": 2, "ours, bfloat16": 2}, 1),
+# glibc gives large tensors back to the system when they are freed, which clears them when they are asked for again: half of the plain path's time at the paper's size
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+CASES = {  # how the model is made, size of the frames, chunks that are run by each way, turns, settings of the allocator; the plain path at the paper's size takes a minute a chunk
+    "paper-resnet50, 360x640": ("paper-resnet50", (360, 640), {"plain": 2, "ours": 5, "ours, bfloat16": 5}, 1),
+    "paper-resnet50, 360x640, freed memory kept": ("paper-resnet50", (360, 640), {"plain": 2, "ours": 5}, 1, KEPT),
     "fsrvos-demo, 128x192": ("fsrvos-demo", (128, 192), {"plain": 10, "ours": 10, "ours, bfloat16": 10}, 3),
 }
 
@@ -84,13 +87,13 @@ def one(name: str, way: str, size: tuple[int, int], chunks: int, out: str) -> No
     print(json.dumps({"support": cpu.pop(0) if way != "plain" else 0.0, "cpu": cpu, "wall": wall[-chunks:], "peak_mb": round(peak / 2 ** 20)}))
 
 
-def compare(name: str, size: tuple[int, int], chunks: dict[str, int], turns: int) -> dict:
+def compare(name: str, size: tuple[int, int], chunks: dict[str, int], turns: int, allocator: dict[str, str] = {}) -> dict:
     "Plain against ours: seconds a frame of a clip of `CLIP` frames (reckoned where fewer were run), peak memory of the process, largest differences of the first chunk's results."
     seen, row = {way: [] for way in chunks}, {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(turns):
             for way, count in chunks.items():
-                done = subprocess.run([sys.executable, __file__, name, way, *map(str, size), str(count), f"{folder}/{way}.npz"], capture_output=True, text=True)
+                done = subprocess.run([sys.executable, __file__, name, way, *map(str, size), str(count), f"{folder}/{way}.npz"], env=os.environ | allocator, capture_output=True, text=True)
                 if done.returncode:
                     raise SystemExit(f"{name}, {way}: {done.stderr}")
                 seen[way].append(json.loads(done.stdout.splitlines()[-1]))

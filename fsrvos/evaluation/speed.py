@@ -162,8 +162,8 @@ class Goal:
 GOALS = (
     Goal("C++ deformable attention, forward, against PyTorch", "deformable_sampling", "paper's size", r"^(C\+\+ to plain, )?forward$", 3),
     Goal("C++ deformable attention, forward and backward, against PyTorch", "deformable_sampling", "paper's size", r"^(C\+\+ to plain, )?(both|forward and backward)$", 2),
-    Goal("paper-resnet50, processor time a frame, against the plain path", "inference", "paper-resnet50", r"^cpu", 4),
-    Goal("paper-resnet50, peak memory, against the plain path", "inference", "paper-resnet50", r"^memory", 2),
+    Goal("paper-resnet50, processor time a frame, against the plain path", "inference", "paper-resnet50, 360x640$", r"^cpu", 4),
+    Goal("paper-resnet50, peak memory, against the plain path", "inference", "paper-resnet50, 360x640$", r"^memory", 2),
     Goal("the CPU default at 128x192, end to end, frames a second", "inference", "end to end", r"^video file: frames_a_second$", 15),
     Goal("J and F on 480p masks against the DAVIS definition", "measures", "480", r"^J and F$", 10),
     Goal("J and F of PNG files against vos-benchmark", "measures", "PNG files", r"^J and F of files$", 3),
