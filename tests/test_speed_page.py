@@ -188,6 +188,13 @@ def test_segment_memory_lays_out_what_its_processes_say(load):
     assert problems(made) == [] and [made["cases"]["one, by frames of 128x192"][key]["fsrvos"]["above_mb"] for key in ("50", "500")] == [0, 450]
 
 
+def test_a_cells_parts_are_laid_out(load):
+    told = {"plain": {"training": [30., 29.], "evaluation": [10., 9.], "steps": 4, "queries": 7, "JF": 50.}, "ours": {"training": [20., 19.], "evaluation": [5., 4.], "steps": 4, "queries": 7, "JF": 51.}}
+    cases = load("study_cell").compare(told)
+    assert problems({"machine": MACHINE, "cases": cases}) == []
+    assert [case["ratio ours"] for case in cases.values()] == [1.5, 2, 1.6] and [*cases.values()][-1]["J&F, ours"] == 51
+
+
 def test_vos_benchmark_is_no_requirement():
     "Where it is absent the script says so and measures the rest."
     code = ("import sys; sys.path.insert(0, 'benchmarks'); sys.modules['skimage'] = sys.modules['vos_benchmark'] = None; import importlib.util as u; found = u.find_spec; "
