@@ -11,6 +11,7 @@ dvc.lock is told. Anything that differs is named, and nothing is changed.
 
 Both run here, because another processor rounds otherwise: what this machine makes cannot be held against what another one made."""
 import csv
+import hashlib
 import io
 import json
 import math
@@ -28,7 +29,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCKS = ("seconds", "waiting", "provenance", "made_by")
-HASHED = ("code", "params", "measured_with")
 KEPT = ("results", "reports", "dvc.lock", ":!reports/choices.md")  # what is restamped; choices.md is written by hand
 HASHES = """
 import json, yaml
@@ -85,8 +85,8 @@ def hashes(folder: Path) -> dict:
 # ---- what they made
 
 def without_clocks(path: str, text: str) -> object:
-    "What a result file says, without times, provenance and the hashes in tables of cells; what a CSV file says as numbers, for which -0 is 0."
-    hidden = lambda key, value: key in CLOCKS or key in HASHED and re.fullmatch("[0-9a-f]{16}", str(value))
+    "What a result file says, without times, provenance and hashes of code, parameters and files; what a CSV file says as numbers, for which -0 is 0."
+    hidden = lambda key, value: key in CLOCKS or re.fullmatch("[0-9a-f]{16}", str(value))
     bare = lambda x: {k: bare(v) for k, v in x.items() if not hidden(k, v)} if isinstance(x, dict) else [*map(bare, x)] if isinstance(x, list) else x
     return [{k: number(v) for k, v in bare(row).items()} for row in csv.DictReader(io.StringIO(text))] if path.endswith(".csv") else bare(json.loads(text))
 
@@ -172,15 +172,18 @@ def restamp_picture(png: bytes, change: Callable[[str], str]) -> bytes:
 
 def restamp_study(folder: Path, table: dict[str, dict[str, str]]) -> list[str]:
     "All results and reports of the study in `folder`, and its dvc.lock, which keeps what it says of data that are not there. -> the files that are others now."
-    changed = ["dvc.lock"]
+    changed, digest = {"dvc.lock": None}, lambda data: hashlib.sha256(data).hexdigest()[:16]
+    record = folder / "reports/provenance.json"  # holds the others' digests
     for path in (p for kept in ("results", "reports") for p in (folder / kept).rglob("*") if p.suffix in (".json", ".md", ".png")):
         before = path.read_bytes()
         after = restamp_picture(before, lambda text: restamp(text, table)) if path.suffix == ".png" else restamp(before.decode(), table).encode()
         if after != before:
             path.write_bytes(after)
-            changed.append(path.relative_to(folder).as_posix())
+            changed[path.relative_to(folder).as_posix()] = digest(before), digest(after)
+    digests = dict(pair for pair in changed.values() if pair)
+    record.write_text(re.sub('"([0-9a-f]{16})"', lambda m: f'"{digests.get(m[1], m[1])}"', record.read_text()))
     subprocess.run([sys.executable, "-c", TELL_DVC], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    return changed
+    return [*changed]
 
 
 def confirm(commit: str) -> None:

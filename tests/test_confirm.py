@@ -1,4 +1,5 @@
 "Results that stay valid after a change of code: only if both codes make the same, and never silently."
+import hashlib
 import io
 import json
 import subprocess
@@ -91,6 +92,10 @@ def test_parameters_may_be_added_but_not_changed():
     assert not says_all_of({"train": {"lr": 1}}, {"train": {"lr": 2, "augment": False}}) and not says_all_of({"train": {"lr": 1}}, {"train": {}}) and not says_all_of([1], [1, 2])
 
 
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     "A study of one result: the pipeline in small is a script that writes what `number.txt` says, the hash of the code is what `code.txt` says."
@@ -99,6 +104,7 @@ def repository(tmp_path, monkeypatch):
         (root / folder).mkdir(parents=True)
     (root / "results/a.json").write_text(json.dumps({"J": .5, "provenance": {"code": OLD}}))
     (root / "reports/a.md").write_text(f"Made by: code {OLD}\n")
+    (root / "reports/provenance.json").write_text(json.dumps({"made_by": {"code": OLD}, "files": {"a.md": digest(root / "reports/a.md")}, "results": {"a.json": digest(root / "results/a.json")}}))
     (root / "reports/choices.md").write_text("")
     (root / "scripts/smoke.sh").write_text("""#!/bin/sh
 mkdir -p runs/smoke/results
@@ -122,6 +128,8 @@ def test_the_same_numbers_get_the_new_hash(repository):
     (repository / "code.txt").write_text(NEW)
     confirm.confirm("HEAD")
     assert json.loads((repository / "results/a.json").read_text()) == {"J": .5, "provenance": {"code": NEW, "measured_with": OLD}}
+    record = json.loads((repository / "reports/provenance.json").read_text())
+    assert record == {"made_by": {"code": NEW, "measured_with": OLD}, "files": {"a.md": digest(repository / "reports/a.md")}, "results": {"a.json": digest(repository / "results/a.json")}}
     assert (repository / "reports/a.md").read_text() == f"Made by: code {NEW}\n" and (repository / "dvc.lock").read_text().endswith("# told")
 
 
