@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fsrvos.evaluation.metrics import contour_accuracy, region_similarity
-from fsrvos.evaluation.speed import GOALS, SpeedError, comparisons, goals_table, growth_figure, machines_table, other_table, problems, read_reports, speed_figure, speed_table
+from fsrvos.evaluation.speed import GOALS, Report, SpeedError, comparisons, goals_table, growth_figure, machines_table, other_table, problems, read_reports, speed_figure, speed_table
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = sorted((ROOT / "benchmarks").glob("*.json"))
@@ -139,6 +139,13 @@ def test_bench_runs_every_benchmark_but_what_they_share():
     bench = runpy.run_path(str(ROOT / "scripts/bench.py"))
     shared = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {path.stem for path in bench["scripts"](ROOT / "benchmarks")}
     assert "timing" in shared and not shared & {path.name.split(".")[0] for path in REPORTS}
+
+
+def test_the_quantity_that_a_ratios_name_begins_with_is_the_one_compared():
+    case = {"plain": TIMED | {"peak_mb": 844, "cpu_seconds": 5}, "ours": TIMED | {"peak_mb": 754, "cpu_seconds": 2.18}, "ours, bfloat16": TIMED | {"peak_mb": 743, "cpu_seconds": 1.89},
+            "ratio memory, ours, bfloat16": 1.14, "ratio cpu, ours, bfloat16": 2.65}   # 2.18 / 1.89 fits 1.14, too
+    found = [(c.reference, c.way, c.key) for c in comparisons(Report("inference", MACHINE, {"a": case}))]
+    assert found == [("plain", "ours, bfloat16", "peak_mb"), ("plain", "ours, bfloat16", "cpu_seconds")]
 
 
 # ---- the benchmarks of this page, on tiny sizes
