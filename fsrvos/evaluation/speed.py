@@ -225,7 +225,7 @@ def speed_table(reports: list[Report], goals: tuple[Goal, ...] = GOALS) -> Table
         goal = next((g for g in goals if g.fits(comparison.report, comparison.case, comparison.what)), None)
         rows.append([_where(comparison.report), f"{comparison.case}: {comparison.what}", *shown, f"**{comparison.ratio:g}**",
                      MISSING if goal is None else f"{goal.least:g}, {_verdict(goal, [comparison.ratio])}"])
-    return Table("Compared with a reference", "Ways of one row took turns in one process. Medians; brackets: least and most.", ["benchmark", "case and what", "reference", "compared", "ratio", "goal"], rows)
+    return Table("Compared with a reference", "Ways of one row took turns, or ran side by side. Medians; brackets: least and most.", ["benchmark", "case and what", "reference", "compared", "ratio", "goal"], rows)
 
 
 def other_table(reports: list[Report]) -> Table:
