@@ -26,7 +26,7 @@ from fsrvos.models.published import attach_empty_encoders
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLIP, CHUNK, SHOTS = 100, 10, 5                     # frames
-# glibc gives large tensors back to the system when they are freed, which clears them when they are asked for again: half of the plain path's time at the paper's size
+# glibc gives large tensors back to the system when they are freed, which clears them when they are asked for again: a third to half of the plain path's time at the paper's size
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 CASES = {  # how the model is made, size of the frames, chunks that are run by each way, turns, settings of the allocator; the plain path at the paper's size takes a minute a chunk
     "paper-resnet50, 360x640": ("paper-resnet50", (360, 640), {"plain": 2, "ours": 5, "ours, bfloat16": 5}, 1),
