@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from plain import answer_plainly
-from timing import in_turns, machine, ratio, spread, write
+from timing import FREED_MEMORY_KEPT, in_turns, machine, ratio, spread, write
 
 from fsrvos.apps.demo import draw_clip
 from fsrvos.apps.segment import Segmenter, load_model
@@ -26,12 +26,10 @@ from fsrvos.models.published import attach_empty_encoders
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLIP, CHUNK, SHOTS = 100, 10, 5                     # frames
-# glibc gives large tensors back to the system when they are freed, which clears them when they are asked for again: a third to half of the plain path's time at the paper's size
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
-CASES = {  # how the model is made, size of the frames, chunks that are run by each way, turns, settings of the allocator; the plain path at the paper's size takes a minute a chunk
-    "paper-resnet50, 360x640": ("paper-resnet50", (360, 640), {"plain": 2, "ours": 5, "ours, bfloat16": 5}, 1),
-    "paper-resnet50, 360x640, freed memory kept": ("paper-resnet50", (360, 640), {"plain": 2, "ours": 5}, 1, KEPT),
-    "fsrvos-demo, 128x192": ("fsrvos-demo", (128, 192), {"plain": 10, "ours": 10, "ours, bfloat16": 10}, 3),
+CASES = {  # how the model is made, size of the frames, chunks that are run by each way, turns, environment; the plain path at the paper's size takes a minute a chunk
+    "paper-resnet50, 360x640": ("paper-resnet50", (360, 640), {"plain": 2, "ours": 5, "ours, bfloat16": 5}, 1, {}),
+    "paper-resnet50, 360x640, freed memory kept": ("paper-resnet50", (360, 640), {"plain": 2, "ours": 5}, 1, FREED_MEMORY_KEPT),
+    "fsrvos-demo, 128x192": ("fsrvos-demo", (128, 192), {"plain": 10, "ours": 10, "ours, bfloat16": 10}, 3, {}),
 }
 
 
@@ -87,13 +85,13 @@ def one(name: str, way: str, size: tuple[int, int], chunks: int, out: str) -> No
     print(json.dumps({"support": cpu.pop(0) if way != "plain" else 0.0, "cpu": cpu, "wall": wall[-chunks:], "peak_mb": round(peak / 2 ** 20)}))
 
 
-def compare(name: str, size: tuple[int, int], chunks: dict[str, int], turns: int, allocator: dict[str, str] = {}) -> dict:
+def compare(name: str, size: tuple[int, int], chunks: dict[str, int], turns: int, environment: dict[str, str]) -> dict:
     "Plain against ours: seconds a frame of a clip of `CLIP` frames (reckoned where fewer were run), peak memory of the process, largest differences of the first chunk's results."
     seen, row = {way: [] for way in chunks}, {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(turns):
             for way, count in chunks.items():
-                done = subprocess.run([sys.executable, __file__, name, way, *map(str, size), str(count), f"{folder}/{way}.npz"], env=os.environ | allocator, capture_output=True, text=True)
+                done = subprocess.run([sys.executable, __file__, name, way, *map(str, size), str(count), f"{folder}/{way}.npz"], env=os.environ | environment, capture_output=True, text=True)
                 if done.returncode:
                     raise SystemExit(f"{name}, {way}: {done.stderr}")
                 seen[way].append(json.loads(done.stdout.splitlines()[-1]))

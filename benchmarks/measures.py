@@ -23,7 +23,7 @@ from fsrvos.data.corpus import write_masks
 from fsrvos.evaluation.metrics import region_and_contour
 
 HEIGHT, WIDTH, FRAMES = 480, 854, 70  # as large and as long as the clips of DAVIS: 10459 frames in 150
-FILES = 10  # frames of a video that is read from files
+FEW = 10  # frames: what a chunk has; and of a video that is read from files
 CASES = {"a small object, 0.5 % of the frame": 24, "a middling object, 6 %": 85, "a large object, 30 %": 190, "an object that fills the frame, 65 %": 290}
 OURS, DAVIS, SKIMAGE, PACKAGE = "fsrvos", "DAVIS toolkit's definition, cv2.dilate", "DAVIS toolkit's definition, skimage's dilation", "vos-benchmark"
 
@@ -156,12 +156,13 @@ def compare_files(folder, turns, clips):
 def report(turns=9, frames=FRAMES, size=(HEIGHT, WIDTH)):
     scale = size[0] / HEIGHT
     pairs = {name: moving_object(radius * scale, frames, size, seed) for seed, (name, radius) in enumerate(CASES.items())}
-    cases = {f"{name}, {frames} frames of {size[1]}x{size[0]}": compare(*pair, dilate_with_cv2, DAVIS, turns) for name, pair in pairs.items()}
+    few = {name: [masks[:FEW] for masks in pair] for name, pair in pairs.items()}
+    cases = {f"{name}, {len(pair[0])} frames of {size[1]}x{size[0]}": compare(*pair, dilate_with_cv2, DAVIS, turns) for clips in (few, pairs) for name, pair in clips.items()}
     if importlib.util.find_spec("skimage"):
         short = [masks[:2] for masks in list(pairs.values())[2]]
         cases[f"{list(CASES)[2]}, 2 frames of {size[1]}x{size[0]}, as the toolkit of 2016 dilated"] = compare(*short, dilate_with_skimage, SKIMAGE, min(turns, 3))
     if importlib.util.find_spec("vos_benchmark") and importlib.util.find_spec("skimage"):
-        few = [[masks[:FILES] for masks in pair] for pair in pairs.values()]
+        few = list(few.values())
         with tempfile.TemporaryDirectory() as folder:
             cases["PNG files of 4 videos, one object each"] = compare_files(Path(folder) / "one", turns, {f"video{n}": [pair] for n, pair in enumerate(few)})
             cases["PNG files of a video, two objects"] = compare_files(Path(folder) / "two", turns, {"video": [few[2], few[1]]})

@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 from measures import by_definition
 from plain import plainly
-from timing import machine, ratio, spread, write
+from timing import FREED_MEMORY_KEPT, machine, ratio, spread, write
 
 from fsrvos.data.corpus import Corpus
 from fsrvos.data.episodes import EpisodeDataset, support_manifest
@@ -29,8 +29,7 @@ from fsrvos.study import load_params, training_config
 from fsrvos.training.loop import TrainSettings, train
 
 ROOT, METHOD, FOLD = Path(__file__).resolve().parents[1], "cma_plus", 1
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}  # as scripts/study.sh
-WAYS = {"plain": {}, "ours": KEPT}  # settings of the allocator
+WAYS = {"plain": {}, "ours": FREED_MEMORY_KEPT}  # environment
 
 
 def trained(params: dict, data: Path, corpus: Corpus, source, classes: list[str], out: Path, amp: str) -> tuple[Path, int]:
@@ -83,8 +82,9 @@ def compare(seen: dict[str, dict]) -> dict[str, dict]:
 
 def main() -> None:
     if not (ROOT / "data/pretrained" / METHOD).is_dir():
-        return print(f"left out: data/pretrained/{METHOD} is not there; run `make repro` first")
-    running = {way: subprocess.Popen([sys.executable, __file__, way], cwd=ROOT, env=os.environ | allocator, stdout=subprocess.PIPE, text=True) for way, allocator in WAYS.items()}
+        print(f"left out: data/pretrained/{METHOD} is not there; run `make repro` first")
+        return
+    running = {way: subprocess.Popen([sys.executable, __file__, way], cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, text=True) for way, environment in WAYS.items()}
     said = {way: process.communicate()[0] for way, process in running.items()}
     if failed := [way for way, process in running.items() if process.returncode]:
         raise SystemExit(f"failed: {', '.join(failed)} (what it said is above)")

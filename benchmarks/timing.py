@@ -11,6 +11,10 @@ from pathlib import Path
 import torch
 
 
+# glibc gives large tensors back to the system when they are freed, which clears them when they are asked for again: a third to half of the plain path's time at the paper's size.
+FREED_MEMORY_KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}  # environment of a process that keeps them; as in scripts/study.sh
+
+
 def in_turns(ways: dict[str, Callable[[], object]], turns: int = 9, warm_up: int = 1) -> dict[str, dict]:
     """{way: what is timed} -> {way: wall and processor milliseconds of a call: median, least, most}. The ways take turns, so that what slows the machine down slows all of
     them down; the first `warm_up` turns do not count."""
