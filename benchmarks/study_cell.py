@@ -1,4 +1,4 @@
-"""A cell of the study, trained and evaluated as its stages do: the plain path (`plain.py`, float32, J and F by their definition, freed memory given back) against what `make repro` runs.
+"""A cell of the study, trained and evaluated as its stages do: the plain path (`plain.py`, float32, the model module by module, J and F by their definition, freed memory given back) against what `make repro` runs.
 
 Side by side in processes of their own, one thread each, as the study runs two items. Both start from the same pretrained weights and see the same episodes, so that their scores can be compared, too.
 
@@ -25,7 +25,7 @@ from fsrvos.data.episodes import EpisodeDataset, support_manifest
 from fsrvos.evaluation.protocol import Evaluation, ModelPredictor, evaluate
 from fsrvos.models.baselines import load_trained
 from fsrvos.models.encoders import open_source
-from fsrvos.study import load_params, training_config
+from fsrvos.study import load_params, training_config, training_parts
 from fsrvos.training.loop import TrainSettings, train
 
 ROOT, METHOD, FOLD = Path(__file__).resolve().parents[1], "cma_plus", 1
@@ -34,9 +34,8 @@ WAYS = {"plain": {}, "ours": FREED_MEMORY_KEPT}  # environment
 
 def trained(params: dict, data: Path, corpus: Corpus, source, classes: list[str], out: Path, amp: str) -> tuple[Path, int]:
     "The method trained on these classes from its pretrained weights -> (model, steps)."
-    settings = training_config(params, METHOD)
-    episodes = {key: settings.pop(key) for key in ("frames", "shots", "class_name_dropout", "other_sentences")}
-    if settings.pop("augment"):
+    settings, episodes, augment = training_parts(training_config(params, METHOD))
+    if augment:
         raise SystemExit(f"params.yaml: {METHOD} is trained on augmented clips, this compares steps from features")
     settings = replace(TrainSettings(**settings, seed=params["seed"]), amp=amp)
     dataset = EpisodeDataset(corpus, classes, source=source, episodes_per_class=settings.episodes_per_class, seed=settings.seed, **episodes)
@@ -59,6 +58,7 @@ def one(way: str, params: dict, data: Path) -> dict:
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as replaced:
         if way == "plain":
             replaced.enter_context(plainly())
+            replaced.enter_context(patch("fsrvos.evaluation.protocol._inference", lambda model: None))
             replaced.enter_context(patch("fsrvos.evaluation.protocol.region_and_contour", lambda found, truth, _: by_definition(found, truth).T))
         begun = time.perf_counter(), time.process_time()
         model, steps = trained(params, data, corpus, source, classes["train"], Path(scratch) / "train", "none" if way == "plain" else training_config(params, METHOD)["amp"])

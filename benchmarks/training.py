@@ -21,7 +21,7 @@ from fsrvos.data.episodes import EpisodeDataset
 from fsrvos.data.synthesis import SynthesisSettings, synthesize
 from fsrvos.models.encoders import keep_features
 from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
-from fsrvos.study import load_params, method_config, training_config
+from fsrvos.study import load_params, method_config, training_config, training_parts
 from fsrvos.training.loop import TrainSettings, batch_stream, forward, train
 from fsrvos.training.losses import Criterion
 
@@ -42,9 +42,7 @@ def small_study(folder: Path, classes: int = CLASSES, steps: int = STEPS) -> tup
     synthesize(folder / "embedded", only, workers=1, progress=False)
     corpus = Corpus.load(folder / "embedded/raw")
     source = keep_features(folder / "features", corpus, **params["features"])
-    settings = training_config(params, METHOD)
-    episodes = {name: settings.pop(name) for name in ("frames", "shots", "class_name_dropout", "other_sentences")}
-    settings.pop("augment")
+    settings, episodes, _ = training_parts(training_config(params, METHOD))
     settings |= {"epochs": 1, "episodes_per_class": -(-steps * settings["batch_size"] // classes), "log_every": 1}
     names = sorted({v.category for v in corpus.videos.values()})
     dataset = EpisodeDataset(corpus, names, source=source, episodes_per_class=settings["episodes_per_class"], **episodes)

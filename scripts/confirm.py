@@ -1,4 +1,4 @@
-"""confirm.py [COMMIT]: results stay valid after a change of code that changes no number, if both codes, run in small on this machine, make the same.
+"""confirm.py [COMMIT] [--within X]: results stay valid after a change of code that changes no number, if both codes, run in small on this machine, make the same.
 
 A change of code that results depend on makes all of them stale, also when it cannot change a number (a new option and its parameter, a renamed variable). Five hours of the study need not be run
 again for that:
@@ -6,10 +6,12 @@ again for that:
     python scripts/confirm.py          # against HEAD, or the commit named; about half an hour on two cores
 
 The code of COMMIT and that of this checkout each run every stage in the size `smoke`, with a cell of each method (scripts/smoke.sh --every-method). All of it must be equal: features, weights and models
-bit for bit, numbers digit for digit, clocks apart. Then the study's results and reports get the new code's hash, with the hash of the code that did measure them beside it (`measured_with`), and
+bit for bit, numbers digit for digit, clocks apart. Sums that are added up in another order round otherwise, and a pixel at the very edge of a mask may fall to the other side: where a change does that to
+answers, --within says how far numbers that results hold may lie apart; features, weights and models may not. Then the study's results and reports get the new code's hash, with the hash of the code that did measure them beside it (`measured_with`), and
 dvc.lock is told. Anything that differs is named, and nothing is changed.
 
 Both run here, because another processor rounds otherwise: what this machine makes cannot be held against what another one made."""
+import argparse
 import csv
 import hashlib
 import io
@@ -106,21 +108,34 @@ def outs(folder: Path) -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"] if not out["path"].endswith((".png", ".md"))}
 
 
-def differences(then: Path, now: Path) -> list[str]:
-    "What differs between the results of two runs in small, by path; or is there once alone."
+def differences(then: Path, now: Path) -> dict[str, float]:
+    "What differs between the results of two runs in small, by path: how far at most, infinitely what is there once alone."
     before, after = outs(then), outs(now)
-    changed = [path for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
-    return sorted(path for path in changed if not _same(path, then / path, now / path))
+    changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    return {path: apart for path in changed if (apart := _apart(path, then / path, now / path))}
 
 
-def _same(path: str, then: Path, now: Path) -> bool:
-    "Files of results, or folders of them, with the same content, clocks apart. Data that has another checksum is other data."
+def _apart(path: str, then: Path, now: Path) -> float:
+    "How far files of results, or folders of them, lie apart, clocks apart. Data that has another checksum is other data."
     if then.is_dir() and now.is_dir():
         names = [sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) for folder in (then, now)]
-        return names[0] == names[1] and all(_same(name, then / name, now / name) for name in names[0])
+        return max((_apart(name, then / name, now / name) for name in names[0]), default=0.0) if names[0] == names[1] else math.inf
+    if path.endswith((".png", ".md")):
+        return 0.0
     if not (then.is_file() and now.is_file() and path.endswith((".json", ".csv"))):
-        return path.endswith((".png", ".md"))
-    return without_clocks(path, then.read_text()) == without_clocks(path, now.read_text())
+        return math.inf
+    return distance(without_clocks(path, then.read_text()), without_clocks(path, now.read_text()))
+
+
+def distance(a: object, b: object) -> float:
+    "The largest difference between the numbers of two results; infinite where anything else differs."
+    if a == b:
+        return 0.0
+    if isinstance(a, float) and isinstance(b, float):
+        return abs(a - b)
+    pairs = [(a[key], b[key]) for key in a] if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys() else \
+        [*zip(a, b)] if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) else None
+    return math.inf if pairs is None else max(distance(*pair) for pair in pairs)
 
 
 # ---- new hashes for old results
@@ -186,16 +201,17 @@ def restamp_study(folder: Path, table: dict[str, dict[str, str]]) -> list[str]:
     return [*changed]
 
 
-def confirm(commit: str) -> None:
+def confirm(commit: str, within: float = 0.0) -> None:
     if subprocess.run(["git", "diff", "--quiet", commit, "--", *KEPT], cwd=ROOT).returncode:
         sys.exit(f"results, reports or dvc.lock are not those of {commit}; what was measured with other code is not to be stamped: git diff {commit} -- {' '.join(KEPT)}")
     scratch = Path(tempfile.mkdtemp(prefix="confirm-"))
     then, now = check_out(scratch / "then", commit), check_out(scratch / "now", None)
     table = new_hashes(hashes(then), hashes(now))
     run_small([then, now])
-    if wrong := differences(then / "runs/smoke", now / "runs/smoke"):
-        sys.exit("\n  ".join([f"not the same in then/runs/smoke and now/runs/smoke of {scratch}:", *wrong]))  # kept, to be looked at
-    print(f"the same: {len(outs(now / 'runs/smoke'))} results, models and folders of data")
+    apart = differences(then / "runs/smoke", now / "runs/smoke")
+    if wrong := [f"{path}: {by:.2g}" for path, by in apart.items() if by > within]:
+        sys.exit("\n  ".join([f"not the same in then/runs/smoke and now/runs/smoke of {scratch}, apart by:", *wrong]))  # kept, to be looked at
+    print(f"the same: {len(outs(now / 'runs/smoke'))} results, models and folders of data" + (f"; {len(apart)} of them but for {max(apart.values()):.2g}" if apart else ""))
     for path in restamp_study(now, table):
         shutil.copy(now / path, ROOT / path)
     shutil.rmtree(scratch)
@@ -203,4 +219,7 @@ def confirm(commit: str) -> None:
 
 if __name__ == "__main__":
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    confirm(*sys.argv[1:2] or ["HEAD"])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("commit", nargs="?", default="HEAD")
+    parser.add_argument("--within", type=float, default=0.0)
+    confirm(**vars(parser.parse_args()))

@@ -76,6 +76,7 @@ def test_pixels_and_token_ids_give_what_features_and_words_give(tiny, model):
 def test_evaluation_answers_each_sentence_whatever_the_support(tiny, model):
     corpus, store = tiny
     manifest = support_manifest(corpus, ["cat", "dog"], runs=1, shots=2, max_queries=6)
+    assert ModelPredictor(model).inference is None, "which is for our own models, not for what shares their parts"
     found = evaluate(ModelPredictor(model, clips=3), corpus, store, manifest, progress=False)
     for name, entry in manifest["runs"][0]["support"].items():  # the same queries, other frames of the support
         entry["frames"] = entry["frames"][::-1]

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import confirm  # noqa: E402
-from confirm import differences, new_hashes, restamp, restamp_picture, says_all_of, without_clocks  # noqa: E402
+from confirm import differences, distance, new_hashes, restamp, restamp_picture, says_all_of, without_clocks  # noqa: E402
 
 OLD, NEW, FIRST = "0123456789abcdef", "1" * 16, "f" * 16
 TABLE = {"code": {OLD: NEW}, "params": {"a" * 16: "b" * 16}}
@@ -31,14 +32,14 @@ def made(folder, j=.5, seconds=1, model="m", loss="2.5", code=OLD):
 
 
 def test_clocks_and_hashes_are_no_difference(tmp_path):
-    assert differences(made(tmp_path / "then"), made(tmp_path / "now", seconds=9, code=NEW)) == []
+    assert differences(made(tmp_path / "then"), made(tmp_path / "now", seconds=9, code=NEW)) == {}
 
 
 def test_no_loss_is_no_loss_with_either_sign(tmp_path):
-    assert differences(made(tmp_path / "then", loss="-0"), made(tmp_path / "now", loss="0")) == []
+    assert differences(made(tmp_path / "then", loss="-0"), made(tmp_path / "now", loss="0")) == {}
 
 
-@pytest.mark.parametrize("change, named", [(dict(j=.6), ["results/a.json", "results/shots"]), (dict(model="other"), ["data/models/a-1"]), (dict(loss="2.6"), ["results/a.csv"])])
+@pytest.mark.parametrize("change, named", [(dict(j=.75), {"results/a.json": .25, "results/shots": .25}), (dict(model="other"), {"data/models/a-1": inf}), (dict(loss="2.75"), {"results/a.csv": .25})])
 def test_what_differs_is_named(tmp_path, change, named):
     assert differences(made(tmp_path / "then"), made(tmp_path / "now", **change)) == named
 
@@ -47,10 +48,17 @@ def test_what_is_there_once_alone_is_named(tmp_path):
     then, now = made(tmp_path / "then"), made(tmp_path / "now")
     lock = (now / "dvc.lock").read_text()
     (now / "dvc.lock").write_text(lock.replace("data/models/a-1", "data/models/a-2"))
-    assert differences(then, now) == ["data/models/a-1", "data/models/a-2"]
+    assert differences(then, now) == {"data/models/a-1": inf, "data/models/a-2": inf}
     (now / "dvc.lock").write_text(lock.replace(f"0.5{OLD}", "another"))
     (now / "results/shots/k3.json").write_text("{}")
-    assert differences(then, now) == ["results/shots"]
+    assert differences(then, now) == {"results/shots": inf}
+
+
+def test_only_numbers_lie_at_a_distance():
+    assert distance({"a": [1.0, {"b": "x"}], "n": 2}, {"a": [1.5, {"b": "x"}], "n": 2}) == .5
+    for other in ({"a": [1.5]}, {"a": [1.0, 2.0]}, {"b": [1.0]}, {"a": 1.0}, {"a": ["1.0"]}, [1.0]):
+        assert distance({"a": [1.0]}, other) == (.5 if other == {"a": [1.5]} else inf)
+    assert distance({"kept": 3}, {"kept": 4}) == distance({"same": True}, {"same": False}) == inf, "counts and answers are the same or not"
 
 
 def test_the_hash_that_measured_stays():

@@ -8,7 +8,7 @@ import torch
 
 from fsrvos.apps import explore
 from fsrvos.apps.explore import (CorpusBrowser, EncodedSource, EpisodeExplorer, Question, RunComparer, Session, Support, affinity_row, answer_question, chosen_sequences,
-                                 compare_evaluations, frame_quality, look_from, look_names, matching_videos, read_folds, start_threshold)
+                                 compare_evaluations, frame_quality, look_from, look_names, matching_videos, classes_by_fold, start_threshold)
 from fsrvos.apps.player import ClipPlayer, ClipView
 from fsrvos.evaluation.multi_object import SequencePredictor
 from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
@@ -112,12 +112,12 @@ def test_filters(tiny):
 
 def test_folds_are_found_in_the_corpus_or_a_mend_is_named(tmp_path):
     corpus = make_tiny_corpus(tmp_path, classes=("cat",), videos_per_class=2)
-    assert read_folds(corpus) == {}
+    assert classes_by_fold(corpus) == {}
     (tmp_path / "folds.json").write_text('{"1": {"train": ["cat"]}}')
     with pytest.raises(ValueError, match=r"folds\.json: not folds .*curate"):
-        read_folds(corpus)
+        classes_by_fold(corpus)
     (tmp_path / "folds.json").write_text('{"1": {"train": ["cat"], "test": []}}')
-    assert read_folds(corpus) == {"fold 1, test": (), "fold 1, train": ("cat",)}
+    assert classes_by_fold(corpus) == {"fold 1, test": (), "fold 1, train": ("cat",)}
 
 
 def test_browse(tiny):

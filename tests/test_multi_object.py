@@ -223,6 +223,23 @@ def test_a_single_object_model_is_asked_in_the_same_way(tiny, model):
     assert record["J"] == pytest.approx(measure(answer.masks[None], truth, .008)["J"]) and {r["found"] for r in records} == {1}
 
 
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("chunk", [10, 4])
+def test_one_clip_at_a_time_is_answered_by_inference_with_the_same_numbers(tiny, model, many, chunk):
+    corpus, source = tiny
+    one = model if many else FSRVOSModel(FSRVOSConfig.from_preset("tiny", **OPTIONS)).eval()
+    manifest = support_manifest(corpus, ["cat", "dog"], runs=1, shots=2, max_queries=4)
+    queries = [make_query(corpus, *q) for q in manifest["runs"][0]["queries"]["cat"]]
+    sure, fast = ModelPredictor(one, clips=2, chunk=chunk), ModelPredictor(one, chunk=chunk)
+    assert sure.inference is None and fast.inference.model is one
+    state = fast.encode_support(source, manifest["runs"][0]["support"]["cat"])
+    for query in queries:
+        a, b = (predictor.predict_batch([state], source, [query])[0] for predictor in (sure, fast))
+        assert a.score == pytest.approx(b.score, abs=1e-4) and (a.masks == b.masks).mean() > .999
+        prepared = state.prepared if query is queries[0] else prepared
+    assert state.prepared is prepared is not None, "a support is prepared once"
+
+
 def test_videos_that_are_held_out(tiny):
     corpus, _ = tiny
     learn, apart = hold_out(corpus, ["cat", "dog"], 2)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fsrvos.study import (GROUPS, SIZES, StudyError, architecture, choose_size, code_hash, load_params, load_stages, method_config, parse_cell, stage_of, stage_provenance,
-                          training_config)
+                          training_config, training_parts)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,8 +45,7 @@ def test_every_size_makes_settings_that_the_code_accepts(tmp_path, size):
     for method in {method for group in GROUPS for method in params[group].values()}:
         model_class(architecture(params, method)).config_class.from_preset(params["model"]["preset"], **{k: params["features"][k] for k in ("vision", "text")}, **method_config(params, method))
         for stage in ("pretrain", "train"):
-            settings = training_config(params, method, stage)
-            TrainSettings(**{k: v for k, v in settings.items() if k not in ("frames", "shots", "class_name_dropout", "other_sentences", "augment")})
+            TrainSettings(**training_parts(training_config(params, method, stage))[0])
 
 
 def test_controls_and_ablations_train_like_their_method():

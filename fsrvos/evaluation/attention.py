@@ -78,7 +78,7 @@ def looks(predictor: ModelPredictor, source: FrameSource, asked: Asked) -> list[
         raise ReportError(f"{predictor.model.config.name_or_path or 'the model'} has no cross-affinity, so no pixel looks at the support: choose a cell with affinity self+cross")
     affinity, state = predictor.model.affinity, predictor.encode_support(source, asked.support)
     with recorded_inputs(affinity) as calls:
-        predictor.predict_batch([state], source, [asked.query])
+        predictor.decode(predictor.encode_frames(source, asked.query.video, asked.query.frames), [state], [source.words(asked.query.text)])
     return [tuple(_look(affinity, call, place, asked.query.size) for place in (asked.centre, asked.ground)) for call in calls]
 
 

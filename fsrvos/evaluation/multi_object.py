@@ -88,8 +88,8 @@ class SequencePredictor(ModelPredictor):
         linker = SequenceLinker if hasattr(self.model, "matcher") else SequenceLinker.of_queries
         linkers, parts = [linker(self.overlap) for _ in texts], [[] for _ in texts]
         for chunk in chunks_of(len(frames), self.chunk, self.overlap):
-            levels = [level.float().to(self.device) for level in source.frames(video, [frames[t] for t in chunk])]
-            for batch, output in self._decode(levels, states, [source.words(text) for text in texts]):
+            levels = self.encode_frames(source, video, [frames[t] for t in chunk])
+            for batch, output in self._answers(levels, states, [source.words(text) for text in texts]):
                 for i, part in zip(batch, _parts(output, size)):
                     owners = linkers[i].add(part.gated, part.scores, part.embeddings)
                     parts[i].append((chunk, owners, part))

@@ -11,6 +11,7 @@ __all__ = ['SWAPS', 'MEASURES', 'ProtocolError', 'Query', 'Prediction', 'Predict
 # %% ../../nbs/evaluation/01_protocol.ipynb #5d8cc328
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -120,10 +121,11 @@ def _first_few(problems, count=5):
 # %% ../../nbs/evaluation/01_protocol.ipynb #9c36a505
 @dataclass
 class SupportState:
-    "A support set as the decoder takes it: features `[K, C, h, w]` per level, masks float `[K, H, W]`, words `[L, C]`."
+    "A support set as the decoder takes it: features `[K, C, h, w]` per level, masks float `[K, H, W]`, words `[L, C]`; `prepared`: what `Inference` made of it, for the model as it was then."
     levels: list[torch.Tensor]
     masks: torch.Tensor
     words: torch.Tensor
+    prepared: Any = field(default=None, repr=False, compare=False)
 
     @property
     def shape(self) -> tuple:
@@ -137,14 +139,17 @@ class ModelPredictor:
     def __init__(self, model, *, chunk: int = 10, overlap: int = 2, clips: int = 1, amp: bool = False):
         self.model, self.chunk, self.overlap, self.clips, self.amp = model.eval(), chunk, overlap, clips, amp
         self.device = next(model.parameters(), torch.empty(0)).device  # a training-free model has no parameters
+        self.inference = _inference(model) if clips == 1 else None
+
+    def encode_frames(self, source, video: str, frames: Sequence[str]) -> list[torch.Tensor]:
+        "Features of some frames, float `[T, C, h, w]` per level, where the model is."
+        return [level.float().to(self.device) for level in source.frames(video, frames)]
 
     def encode_support(self, source, support: dict) -> SupportState:
         "Features, masks and words of one support set."
-        levels = source.frames(support["video"], support["frames"])
         masks = source.masks(support["video"], support["frames"], [int(support["object_id"])])[0]
-        words = source.words(support["expression"])
-        return SupportState([level.float().to(self.device) for level in levels], torch.as_tensor(masks).float().to(self.device),
-                            words.to(self.device))
+        return SupportState(self.encode_frames(source, support["video"], support["frames"]), torch.as_tensor(masks).float().to(self.device),
+                            source.words(support["expression"]).to(self.device))
 
     @torch.no_grad()
     def predict_batch(self, states: list[SupportState], source, queries: list[Query]) -> list[Prediction]:
@@ -156,8 +161,8 @@ class ModelPredictor:
         if len(chunks) > 1:
             return self._linked(chunks, states, source, queries)
         answers: list = [None] * len(queries)
-        levels = [level.float().to(self.device) for level in source.frames(video, frames)]
-        for batch, output in self._decode(levels, states, [source.words(q.text) for q in queries]):
+        levels = self.encode_frames(source, video, frames)
+        for batch, output in self._answers(levels, states, [source.words(q.text) for q in queries]):
             masks, scores, _ = select(output, size)
             for i, mask, score in zip(batch, masks.cpu().numpy(), scores.tolist()):
                 answers[i] = Prediction(mask, score)
@@ -168,8 +173,8 @@ class ModelPredictor:
         video, frames, size = queries[0].video, queries[0].frames, queries[0].size
         linkers = [SequenceLinker.of_queries(self.overlap) for _ in queries]
         for chunk in chunks:
-            levels = [level.float().to(self.device) for level in source.frames(video, [frames[t] for t in chunk])]
-            for batch, output in self._decode(levels, states, [source.words(q.text) for q in queries]):
+            levels = self.encode_frames(source, video, [frames[t] for t in chunk])
+            for batch, output in self._answers(levels, states, [source.words(q.text) for q in queries]):
                 scores = output.pred_logits.float().sigmoid().mean(1).squeeze(-1).cpu()
                 for i, logits, score in zip(batch, output.pred_masks.float(), scores):
                     masks = F.interpolate(logits, size, mode="bilinear", align_corners=False) > 0
@@ -177,7 +182,7 @@ class ModelPredictor:
         found = [linker.answer(1.0, allow_none=False) for linker in linkers]
         return [Prediction(answer.masks[0].numpy(), float(answer.scores[0])) for answer in found]
 
-    def _decode(self, levels, states, words):
+    def _answers(self, levels, states, words):
         "(indices, output) of supports and sentences on one clip, those of one shape together."
         order = sorted(range(len(states)), key=lambda i: states[i].shape)
         for _, same in groupby(order, key=lambda i: states[i].shape):
@@ -185,13 +190,33 @@ class ModelPredictor:
                 yield batch, self._ask(levels, [states[i] for i in batch], [words[i] for i in batch])
 
     def _ask(self, levels, states, words):
-        "The model's output for B supports and sentences on one clip."
+        "The model's output for B supports and sentences on one clip: of `Inference` where it can, else of the model."
+        if self.inference is None:
+            return self.decode(levels, states, words)
+        state, (sentence, there) = states[0], _pad_words([words[0].to(self.device)])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            if state.prepared is None:
+                state.prepared = self.inference.support([level[None] for level in state.levels], state.masks[None], *_pad_words([state.words]))
+            return self.inference.decode([level[None] for level in levels], sentence, there, state.prepared)
+
+    @torch.no_grad()
+    def decode(self, levels: list[torch.Tensor], states: list[SupportState], words: list[torch.Tensor]):
+        "What `FSRVOSModel.decode` makes of one clip's features `[T, C, h, w]` per level, B supports and B sentences `[L, C]`, module by module."
         words, word_mask = _pad_words([w.to(self.device) for w in words])
         support_words, support_word_mask = _pad_words([state.words for state in states])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             return self.model.decode([level.expand(len(states), *level.shape) for level in levels], words, word_mask,
                                      [torch.stack(same_level) for same_level in zip(*(state.levels for state in states))],
                                      torch.stack([state.masks for state in states]), support_words, support_word_mask)
+
+
+def _inference(model):
+    "The model as `Inference`, or None for one of another kind, also where it is built of the same parts."
+    from fsrvos.models.fsrvos import FSRVOSModel  # here, so that training-free methods are evaluated without transformers
+    from fsrvos.models.inference import Inference
+    from fsrvos.models.sequence_matching import SequenceMatchingModel
+
+    return Inference(model) if type(model) in (FSRVOSModel, SequenceMatchingModel) else None
 
 
 def _batches(items, size):
