@@ -283,6 +283,7 @@ def answer_question(model: FSRVOSModel, corpus: Corpus, source: FrameSource, que
     started, video, predictor = time.perf_counter(), corpus.video(question.video), SequencePredictor(model)
     chunks = chunks_of(len(video.frames), predictor.chunk, predictor.overlap)
     watched = _Watched(source, 1 + len(chunks), step)
+    predictor.inference = None  # it passes the modules by, and one of them is listened to
     with recorded_inputs(model.affinity) as calls:
         state = predictor.encode_support(watched, question.support._asdict())
         sequences, = predictor.sequences([state], watched, video.id, video.frames, [question.text], (video.height, video.width))
