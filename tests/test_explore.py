@@ -156,7 +156,8 @@ def test_the_answer_is_that_of_the_predictor(tiny, single, several):
         predictor = SequencePredictor(model)
         state = predictor.encode_support(source, answer.question.support._asdict())
         expected, = predictor.sequences([state], source, "cat_1", corpus.videos["cat_1"].frames, [answer.question.text], (32, 48))
-        assert torch.equal(answer.sequences.scores, expected.scores) and torch.equal(answer.sequences.masks, expected.masks)
+        torch.testing.assert_close(answer.sequences.scores, expected.scores, atol=1e-5, rtol=1e-4)  # module by module, and by `Inference`
+        assert (answer.sequences.masks == expected.masks).float().mean() > .999
         assert len(answer.affinity) == len(answer.chunks) == 1 and len(answer.affinity[0]) == 3
 
 
