@@ -2,11 +2,6 @@
 
 The plain PyTorch version that it must equal is `fsrvos.models.deformable.sample_levels`.
 """
-import hashlib
-import os
-import platform
-import sys
-import sysconfig
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -14,48 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("deformable.cpp")
-
-
-def _flags() -> list[str]:
-    "Compiler flags: for the processor at hand, since the library is built where it runs."
-    return ["-O3", "-std=c++20", "-march=native" if platform.machine() != "arm64" else "-mcpu=native", *(["-fopenmp"] if sys.platform == "linux" else [])]
-
-
-def _build_name() -> str:
-    "Names the library after what it was built from, so that a home directory may serve several machines."
-    try:
-        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        cpu = platform.processor()
-    made_of = (SOURCE.read_text(), torch.__version__, sys.version, sysconfig.get_platform(), cpu, *_flags())
-    return "fsrvos_" + hashlib.md5("\n".join(made_of).encode()).hexdigest()[:12]
-
-
-def _load() -> None:
-    "Build the library, or load the one that an earlier process built (the loader itself would build again for every other checkout)."
-    from torch.utils import cpp_extension
-    name = _build_name()
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions") / name
-    complete = folder / "complete"
-    if complete.exists():
-        torch.ops.load_library(folder / f"{name}.so")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))  # ninja may be there alone
-    cpp_extension.load(name, [str(SOURCE)], extra_cflags=_flags(), extra_ldflags=["-fopenmp"] if sys.platform == "linux" else [],
-                       build_directory=str(folder), is_python_module=False)
-    complete.touch()
+from .build import load, reason
 
 
 @lru_cache(maxsize=None)
 def cpu_kernel():
     "The function `(value, shapes, locations, weights) -> [B, Q, heads·D]`, or None (with one warning) where it cannot be built."
     try:
-        _load()
+        load(Path(__file__).with_name("deformable.cpp"))
     except Exception as error:  # no compiler, no ninja, no headers, a full disk: whatever it is, the reference does
-        reason = (str(error).strip().splitlines() or [""])[0]
-        warnings.warn(f"no C++ kernel for deformable attention ({type(error).__name__}: {reason}); PyTorch's own operations "
+        warnings.warn(f"no C++ kernel for deformable attention ({reason(error)}); PyTorch's own operations "
                       "take its place, and a training step takes a quarter longer", stacklevel=2)
         return None
     torch.library.register_fake("fsrvos::sample_levels", _fake)

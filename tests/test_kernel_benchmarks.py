@@ -75,6 +75,17 @@ def test_the_bound_is_the_least(scripts):
     assert (row["bound"], row["bound, GFLOP/s"], row["share of the bound reached"]) == ("gather", 40, .5)
 
 
+def test_all_ways_of_a_feed_forward_layer_agree(monkeypatch):
+    from fsrvos.kernels.feed_forward import cpu_kernel
+    if cpu_kernel() is None:
+        pytest.skip("no matrix tiles here: PyTorch's own operations run")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import feed_forward
+    row = feed_forward.compare(70, 32, 100, turns=1)
+    differences = [value for name, value in row.items() if "differ" in name]
+    assert len(differences) == 3 and max(differences) < 1e-5 and row["ratio matrix tiles to plain"] > 0
+
+
 @pytest.mark.parametrize("name", ["deformable_sampling", "roofline"])
 def test_the_report_is_one_of_this_script(scripts, name, tmp_path):
     "Every case of the script is in the committed report, and the picture can be drawn of it."

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from fsrvos.kernels import feed_forward
 from fsrvos.kernels.deformable import cpu_kernel
-from fsrvos.models import deformable
+from fsrvos.models import deformable, inference
 from fsrvos.models.deformable import DeformableAttention, sample_levels, sampler
+from fsrvos.models.inference import FeedForward
 from tests.sampling import SHAPES, inputs, with_gradients
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_kernel = pytest.mark.skipif(cpu_kernel() is None, reason="no C++ compiler here: the plain version runs")
+needs_tiles = pytest.mark.skipif(feed_forward.cpu_kernel() is None, reason="no matrix tiles here: the plain version runs")
 
 
 @needs_kernel
@@ -145,3 +148,95 @@ def test_each_device_its_kernel(monkeypatch):
     assert sampler("cuda") is sample_levels
     monkeypatch.setenv("FSRVOS_KERNELS", "reference")
     assert sampler("cpu") is sample_levels
+
+
+# ---- feed-forward layers on matrix tiles
+
+def two_layers(width, hidden, outputs, rows):
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(width, hidden), torch.nn.Linear(hidden, outputs)
+    return (first.weight.data, first.bias.data, second.weight.data, second.bias.data), torch.randn(rows, width)
+
+
+def exactly(weights, x):
+    a, b, c, d = (w.double() for w in weights)
+    return ((x.double() @ a.T + b).relu() @ c.T + d).float()
+
+
+@needs_tiles
+@pytest.mark.parametrize("width, hidden, outputs", [(32, 64, 32), (256, 2048, 256), (96, 384, 96), (64, 100, 10), (32, 1, 1), (128, 320, 65)])
+@pytest.mark.parametrize("rows", [1, 255, 256, 700])
+def test_feed_forward_equals_the_plain_version(width, hidden, outputs, rows):
+    weights, x = two_layers(width, hidden, outputs, rows)
+    torch.testing.assert_close(feed_forward.cpu_kernel()(x, feed_forward.pack(*weights)), exactly(weights, x), atol=2e-5, rtol=1e-5)
+
+
+@needs_tiles
+def test_feed_forward_of_large_and_small_numbers():
+    "The halves of a number keep its size: rows a million times larger or smaller are as exact as others."
+    weights, x = two_layers(64, 128, 64, 6)
+    weights = tuple(w if w.ndim == 2 else 0 * w for w in weights)
+    size = torch.tensor([1e-12, 1e-6, 1., 1e6, 1e12, 1e20])[:, None]
+    torch.testing.assert_close(feed_forward.cpu_kernel()(x * size, feed_forward.pack(*weights)) / size, exactly(weights, x), atol=2e-5, rtol=1e-5)
+
+
+@needs_tiles
+def test_feed_forward_keeps_what_is_not_a_number_in_its_row():
+    weights, x = two_layers(32, 64, 32, 5)
+    x[1, 3] = float("nan")
+    out = feed_forward.cpu_kernel()(x, feed_forward.pack(*weights))
+    assert out[1].isnan().all() and out[[0, 2, 3, 4]].isfinite().all()
+
+
+@needs_tiles
+def test_feed_forward_of_nothing_and_of_strided_rows():
+    weights, x = two_layers(32, 64, 32, 40)
+    packed = feed_forward.pack(*weights)
+    assert feed_forward.cpu_kernel()(x[:0], packed).shape == (0, 32)
+    torch.testing.assert_close(feed_forward.cpu_kernel()(x[::2], packed), exactly(weights, x[::2]), atol=2e-5, rtol=1e-5)
+
+
+@needs_tiles
+def test_feed_forward_refuses_what_was_not_packed_together():
+    weights, x = two_layers(32, 64, 32, 4)
+    other, _ = two_layers(32, 128, 32, 4)
+    with pytest.raises(RuntimeError, match=r"rows \[R, 32\] in float32 are wanted"):
+        feed_forward.cpu_kernel()(x.double(), feed_forward.pack(*weights))
+    with pytest.raises(RuntimeError, match="packed together"):
+        feed_forward.cpu_kernel()(x, (*feed_forward.pack(*weights)[:2], *feed_forward.pack(*other)[2:]))
+
+
+@needs_tiles
+def test_feed_forward_is_registered_as_torch_wants_it():
+    weights, x = two_layers(32, 64, 32, 4)
+    torch.library.opcheck(torch.ops.fsrvos.feed_forward.default, (x, *feed_forward.pack(*weights)))
+
+
+def test_which_layers_go_to_the_tiles(monkeypatch):
+    "Wide ones in float32 on a CPU that has them, unless the reference is asked for; all others as before."
+    layer = torch.nn.TransformerDecoderLayer(128, 4, 256)
+    packed = lambda: FeedForward.of(layer, layer.norm3).packed is not None
+    monkeypatch.setattr(inference, "cpu_kernel", lambda: None)
+    assert not packed()
+    monkeypatch.setattr(inference, "cpu_kernel", lambda: print)
+    assert packed()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not packed()
+    monkeypatch.setenv("FSRVOS_KERNELS", "reference")
+    assert not packed()
+    monkeypatch.delenv("FSRVOS_KERNELS")
+    layer = layer.bfloat16()
+    assert not packed()
+    assert not feed_forward.fits(torch.zeros(512, 96)) and not feed_forward.fits(torch.zeros(512, 150)) and not feed_forward.fits(torch.zeros(512, 128, device="meta"))
+
+
+def test_no_tiles_no_kernel_and_no_word_of_it(monkeypatch, recwarn):
+    monkeypatch.setattr(feed_forward, "has_tiles", lambda: False)
+    assert feed_forward.cpu_kernel.__wrapped__() is None and not recwarn
+
+
+def test_tiles_without_a_compiler_give_one_warning(monkeypatch):
+    monkeypatch.setattr(feed_forward, "has_tiles", lambda: True)
+    monkeypatch.setattr(feed_forward, "load", lambda source: (_ for _ in ()).throw(RuntimeError("no compiler\nat all")))
+    with pytest.warns(UserWarning, match=r"no C\+\+ kernel for feed-forward layers \(RuntimeError: no compiler\)"):
+        assert feed_forward.cpu_kernel.__wrapped__() is None

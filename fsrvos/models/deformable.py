@@ -9,12 +9,12 @@ __all__ = ['sample_levels', 'sampler', 'DeformableAttention', 'feed_forward', 'E
 
 # %% ../../nbs/models/03_deformable.ipynb #4f4e5213
 import math
-import os
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.build import wanted
 from ..kernels.deformable import cpu_kernel, sample as sample_cpu
 from ..kernels.deformable_triton import cuda_kernel, sample as sample_cuda
 from .fusion import Attention
@@ -41,7 +41,7 @@ def sample_levels(value: Tensor, shapes: list[tuple[int, int]], locations: Tenso
 def _has_kernel(device: str) -> bool:
     "Whether there is a kernel for this type of device and FSRVOS_KERNELS does not ask for the reference; builds it when first asked."
     kernels = {"cpu": cpu_kernel, "cuda": cuda_kernel}
-    return os.environ.get("FSRVOS_KERNELS") != "reference" and device in kernels and kernels[device]() is not None
+    return wanted() and device in kernels and kernels[device]() is not None
 
 
 def sampler(device: torch.device):
