@@ -19,7 +19,7 @@ NARROWEST = 128  # below, splitting numbers takes what their products save
 
 def has_tiles() -> bool:
     "Whether this processor multiplies matrices of bfloat16 in tiles."
-    return torch.cpu.get_capabilities().get("amx_bf16", False)
+    return getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)  # older versions of PyTorch do not tell
 
 
 @lru_cache(maxsize=None)
