@@ -14,7 +14,7 @@ from .build import load, reason
 
 COLUMNS = 64    # of a block, as in feed_forward.cpp
 CHUNK = 256     # how much of the hidden layer is made and used up at a time, at most
-NARROWEST = 128  # below, splitting numbers takes what their products save
+NARROWEST = 256  # numbers in a row: below, splitting them takes more of what their products save
 
 
 def has_tiles() -> bool:

@@ -214,7 +214,7 @@ def test_feed_forward_is_registered_as_torch_wants_it():
 
 def test_which_layers_go_to_the_tiles(monkeypatch):
     "Wide ones in float32 on a CPU that has them, unless the reference is asked for; all others as before."
-    layer = torch.nn.TransformerDecoderLayer(128, 4, 256)
+    layer = torch.nn.TransformerDecoderLayer(256, 4, 64)
     packed = lambda: FeedForward.of(layer, layer.norm3).packed is not None
     monkeypatch.setattr(inference, "cpu_kernel", lambda: None)
     assert not packed()
@@ -227,7 +227,7 @@ def test_which_layers_go_to_the_tiles(monkeypatch):
     monkeypatch.delenv("FSRVOS_KERNELS")
     layer = layer.bfloat16()
     assert not packed()
-    assert not feed_forward.fits(torch.zeros(512, 96)) and not feed_forward.fits(torch.zeros(512, 150)) and not feed_forward.fits(torch.zeros(512, 128, device="meta"))
+    assert not feed_forward.fits(torch.zeros(512, 96)) and not feed_forward.fits(torch.zeros(512, 270)) and not feed_forward.fits(torch.zeros(512, 256, device="meta"))
 
 
 def test_no_tiles_no_kernel_and_no_word_of_it(monkeypatch, recwarn):
