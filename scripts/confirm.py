@@ -132,7 +132,7 @@ def distance(a: object, b: object) -> float:
     if a == b:
         return 0.0
     if isinstance(a, float) and isinstance(b, float):
-        return abs(a - b)
+        return math.inf if math.isnan(a - b) else abs(a - b)  # no bound would hold back what is not a number
     pairs = [(a[key], b[key]) for key in a] if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys() else \
         [*zip(a, b)] if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) else None
     return math.inf if pairs is None else max(distance(*pair) for pair in pairs)

@@ -4,7 +4,7 @@ import io
 import json
 import subprocess
 import sys
-from math import inf
+from math import inf, nan
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,8 @@ def test_only_numbers_lie_at_a_distance():
     for other in ({"a": [1.5]}, {"a": [1.0, 2.0]}, {"b": [1.0]}, {"a": 1.0}, {"a": ["1.0"]}, [1.0]):
         assert distance({"a": [1.0]}, other) == (.5 if other == {"a": [1.5]} else inf)
     assert distance({"kept": 3}, {"kept": 4}) == distance({"same": True}, {"same": False}) == inf, "counts and answers are the same or not"
+    for other in ([nan, 0.0], [0.0, nan]):
+        assert distance([0.0, 0.0], other) == distance(other, [0.0, 0.0]) == inf, "what is not a number is far from any"
 
 
 def test_the_hash_that_measured_stays():

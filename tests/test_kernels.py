@@ -212,6 +212,24 @@ def test_feed_forward_is_registered_as_torch_wants_it():
     torch.library.opcheck(torch.ops.fsrvos.feed_forward.default, (x, *feed_forward.pack(*weights)))
 
 
+@needs_tiles
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_layer_on_the_tiles_is_the_layer(threads):
+    "Residual and norm included, in slices and in place; whatever the number of threads."
+    torch.manual_seed(0)
+    layer, tokens = torch.nn.TransformerDecoderLayer(256, 4, 2048).eval(), torch.randn(2, 1100, 256)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            expected, on_tiles = layer.norm3(tokens + layer.linear2(layer.linear1(tokens).relu())), FeedForward.of(layer, layer.norm3)
+            found = on_tiles(tokens)
+    finally:
+        torch.set_num_threads(before)
+    assert on_tiles.packed is not None and found is tokens
+    torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5)
+
+
 def test_which_layers_go_to_the_tiles(monkeypatch):
     "Wide ones in float32 on a CPU that has them, unless the reference is asked for; all others as before."
     layer = torch.nn.TransformerDecoderLayer(256, 4, 64)
