@@ -1,4 +1,4 @@
-"""confirm.py [COMMIT] [--within X]: results stay valid after a change of code that changes no number, if both codes, run in small on this machine, make the same.
+"""confirm.py [COMMIT] [--within X] [--anew STAGE ...]: results stay valid after a change of code that changes no number, if both codes, run in small on this machine, make the same.
 
 A change of code that results depend on makes all of them stale, also when it cannot change a number (a new option and its parameter, a renamed variable). Five hours of the study need not be run
 again for that:
@@ -7,7 +7,8 @@ again for that:
 
 The code of COMMIT and that of this checkout each run every stage in the size `smoke`, with a cell of each method (scripts/smoke.sh --every-method). All of it must be equal: features, weights and models
 bit for bit, numbers digit for digit, clocks apart. Sums that are added up in another order round otherwise, and a pixel at the very edge of a mask may fall to the other side: where a change does that to
-answers, --within says how far numbers that results hold may lie apart; features, weights and models may not. Then the study's results and reports get the new code's hash, with the hash of the code that did measure them beside it (`measured_with`), and
+answers, --within says how far numbers that results hold may lie apart; features, weights and models may not. Stages that the change does concern are named with --anew: what they make is not
+compared, and keeps its old hash until they are run again. Then the study's results and reports get the new code's hash, with the hash of the code that did measure them beside it (`measured_with`), and
 dvc.lock is told. Anything that differs is named, and nothing is changed.
 
 Both run here, because another processor rounds otherwise: what this machine makes cannot be held against what another one made."""
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import yaml
@@ -63,7 +64,7 @@ def check_out(folder: Path, commit: str | None) -> Path:
         git("checkout", "--quiet", commit)
         shutil.copy(ROOT / "scripts/smoke.sh", folder / "scripts")  # one way to run them both
     elif changes := subprocess.run(["git", "-C", str(ROOT), "diff", "--binary", "HEAD"], check=True, capture_output=True).stdout:
-        git("apply", input=changes)
+        git("apply", "--index", input=changes)  # or smoke.sh would not see files that are new
     os.symlink("../kernels", folder / "fsrvos/kernels")
     return folder
 
@@ -102,15 +103,19 @@ def number(text: str) -> float | str:
     return text if math.isnan(value) else value
 
 
-def outs(folder: Path) -> dict[str, str]:
-    "{path: md5} of all that the items in the folder's dvc.lock made; pictures and texts, which carry hashes, apart."
+def outs(folder: Path, anew: Collection[str] = ()) -> dict[str, str]:
+    "{path: md5} of all that the items in the folder's dvc.lock made, those of the stages `anew` apart; pictures and texts, which carry hashes, apart, too."
     stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"] if not out["path"].endswith((".png", ".md"))}
+    return {out["path"]: out["md5"] for name, stage in stages.items() if stage_of(name) not in anew for out in stage["outs"] if not out["path"].endswith((".png", ".md"))}
 
 
-def differences(then: Path, now: Path) -> dict[str, float]:
+def stage_of(item: str) -> str:
+    return item.partition("@")[0]
+
+
+def differences(then: Path, now: Path, anew: Collection[str] = ()) -> dict[str, float]:
     "What differs between the results of two runs in small, by path: how far at most, infinitely what is there once alone."
-    before, after = outs(then), outs(now)
+    before, after = outs(then, anew), outs(now, anew)
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     return {path: apart for path in changed if (apart := _apart(path, then / path, now / path))}
 
@@ -147,12 +152,16 @@ def says_all_of(before: object, now: object) -> bool:
     return before == now
 
 
-def new_hashes(then: dict, now: dict) -> dict[str, dict[str, str]]:
-    "What `hashes` said before and says now -> {code: {old: new}, params: {old: new}}. SystemExit where data or parameters differ, or one hash would become two."
+def new_hashes(then: dict, now: dict, anew: Collection[str] = ()) -> dict[str, dict[str, str]]:
+    "What `hashes` said before and says now -> {code: {old: new}, params: {old: new}}, of all stages but `anew`. SystemExit where data or parameters differ, or one hash would become two."
+    if unknown := sorted(set(anew) - {stage_of(item) for item in then["stages"]}):
+        sys.exit(f"--anew: no stage {', '.join(unknown)} in dvc.lock; there are {', '.join(sorted({stage_of(item) for item in then['stages']}))}")
     if not says_all_of(then["params"], now["params"]):
         sys.exit("params.yaml differs in more than parameters that are new; run the study again")
     table = {"code": {}, "params": {}}
-    for item in then["stages"].keys() & now["stages"].keys():
+    for item in sorted(then["stages"].keys() & now["stages"].keys()):
+        if stage_of(item) in anew:
+            continue
         before, after = then["stages"][item], now["stages"][item]
         if before["data"] != after["data"]:
             sys.exit(f"{item}: the data differ; run the study again")
@@ -201,17 +210,17 @@ def restamp_study(folder: Path, table: dict[str, dict[str, str]]) -> list[str]:
     return [*changed]
 
 
-def confirm(commit: str, within: float = 0.0) -> None:
+def confirm(commit: str, within: float = 0.0, anew: Collection[str] = ()) -> None:
     if subprocess.run(["git", "diff", "--quiet", commit, "--", *KEPT], cwd=ROOT).returncode:
         sys.exit(f"results, reports or dvc.lock are not those of {commit}; what was measured with other code is not to be stamped: git diff {commit} -- {' '.join(KEPT)}")
     scratch = Path(tempfile.mkdtemp(prefix="confirm-"))
     then, now = check_out(scratch / "then", commit), check_out(scratch / "now", None)
-    table = new_hashes(hashes(then), hashes(now))
+    table = new_hashes(hashes(then), hashes(now), anew)
     run_small([then, now])
-    apart = differences(then / "runs/smoke", now / "runs/smoke")
+    apart = differences(then / "runs/smoke", now / "runs/smoke", anew)
     if wrong := [f"{path}: {by:.2g}" for path, by in apart.items() if by > within]:
         sys.exit("\n  ".join([f"not the same in then/runs/smoke and now/runs/smoke of {scratch}, apart by:", *wrong]))  # kept, to be looked at
-    print(f"the same: {len(outs(now / 'runs/smoke'))} results, models and folders of data" + (f"; {len(apart)} of them but for {max(apart.values()):.2g}" if apart else ""))
+    print(f"the same: {len(outs(now / 'runs/smoke', anew))} results, models and folders of data" + (f"; {len(apart)} of them but for {max(apart.values()):.2g}" if apart else ""))
     for path in restamp_study(now, table):
         shutil.copy(now / path, ROOT / path)
     shutil.rmtree(scratch)
@@ -222,4 +231,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("commit", nargs="?", default="HEAD")
     parser.add_argument("--within", type=float, default=0.0)
+    parser.add_argument("--anew", nargs="+", default=(), metavar="STAGE")
     confirm(**vars(parser.parse_args()))

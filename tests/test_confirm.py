@@ -97,6 +97,15 @@ def test_hashes_of_both_codes():
             new_hashes(said(), now)
 
 
+def test_stages_that_will_be_run_again_are_left_alone(tmp_path):
+    then, now = made(tmp_path / "then"), made(tmp_path / "now", j=.75, model="other")
+    assert differences(then, now, anew=["train"]) == {} and differences(then, now, anew=["evaluate"])
+    both = lambda code, data: {"params": {}, "stages": {"train@a-1": {"code": code, "params": "a", "data": data}, "report": {"code": OLD, "params": "a", "data": "d"}}}
+    assert new_hashes(both(FIRST, "d"), both(NEW, "e"), anew=["train"]) == {"code": {OLD: OLD}, "params": {"a": "a"}}
+    with pytest.raises(SystemExit, match="no stage trian in dvc.lock; there are report, train"):
+        new_hashes(both(FIRST, "d"), both(NEW, "d"), anew=["trian"])
+
+
 def test_parameters_may_be_added_but_not_changed():
     assert says_all_of({"train": {"lr": 1}}, {"train": {"lr": 1, "augment": False}, "more": 2})
     assert not says_all_of({"train": {"lr": 1}}, {"train": {"lr": 2, "augment": False}}) and not says_all_of({"train": {"lr": 1}}, {"train": {}}) and not says_all_of([1], [1, 2])
