@@ -1,10 +1,10 @@
 # Thin: each target is one or two commands; what they do is in scripts/, dvc.yaml and settings.ini.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# On 2 cores: repro took 63 minutes without danet, setup included; danet adds about 12, and what runs side by side now takes about 8 off (by their parts). The study, by its parts: 66 more
-# for controls and seeds, 60 for the other compared models and the transfer, 45 for any number of objects, 60 for the ablations.
-REPRO_NEEDS = about 70 minutes on 2 cores and 6 GB of disk
-STUDY_NEEDS = about 5 hours on 2 cores and 6 GB of disk
+# Measured from a fresh clone on 2 cores of a processor with matrix tiles: repro 52 minutes, setup included. The study by its parts there: three hours and a quarter; on the processor that the
+# committed results were made on, with the code of then, five.
+REPRO_NEEDS = 50 to 75 minutes on 2 cores and 6 GB of disk
+STUDY_NEEDS = 3 to 5 hours on 2 cores and 6 GB of disk
 
 .PHONY: repro study smoke test demo bench docs lab setup announce-repro announce-study
 .NOTPARALLEL:
