@@ -2,24 +2,19 @@
 
 The plain PyTorch version that it must equal is `fsrvos.models.deformable.sample_levels`.
 """
-import warnings
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .build import load, reason
+from .build import loaded
 
 
 @lru_cache(maxsize=None)
 def cpu_kernel():
     "The function `(value, shapes, locations, weights) -> [B, Q, heads·D]`, or None (with one warning) where it cannot be built."
-    try:
-        load(Path(__file__).with_name("deformable.cpp"))
-    except Exception as error:  # no compiler, no ninja, no headers, a full disk: whatever it is, the reference does
-        warnings.warn(f"no C++ kernel for deformable attention ({reason(error)}); PyTorch's own operations "
-                      "take its place, and a training step takes a quarter longer", stacklevel=2)
+    if not loaded(Path(__file__).with_name("deformable.cpp"), "deformable attention", ", and a training step takes a quarter longer"):
         return None
     torch.library.register_fake("fsrvos::sample_levels", _fake)
     torch.library.register_fake("fsrvos::sample_levels_backward", _fake_backward)

@@ -2,7 +2,6 @@
 
 The plain PyTorch version that it must equal, but for 1e-5 of the largest product, is `linear2(linear1(x).relu())`.
 """
-import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .build import load, reason
+from .build import loaded
 
 COLUMNS = 64    # of a block, as in feed_forward.cpp
 CHUNK = 256     # how much of the hidden layer is made and used up at a time, at most
@@ -25,12 +24,7 @@ def has_tiles() -> bool:
 @lru_cache(maxsize=None)
 def cpu_kernel():
     "The function `(rows [R, C], packed) -> [R, C']`, packed: what `pack` made; None where there are no tiles, and (with one warning) where it cannot be built."
-    if not has_tiles():
-        return None
-    try:
-        load(Path(__file__).with_name("feed_forward.cpp"))
-    except Exception as error:  # as in deformable.py
-        warnings.warn(f"no C++ kernel for feed-forward layers ({reason(error)}); PyTorch's own operations take its place", stacklevel=2)
+    if not has_tiles() or not loaded(Path(__file__).with_name("feed_forward.cpp"), "feed-forward layers"):
         return None
     torch.library.register_fake("fsrvos::feed_forward", lambda x, packed1, bias1, packed2, bias2: x.new_empty(len(x), len(bias2)))
     return lambda rows, packed: torch.ops.fsrvos.feed_forward(rows, *packed)

@@ -11,7 +11,7 @@ from fsrvos.study import parse_cell
 CARD = """# {name}
 
 **Rendered clips only.** This model saw drawings (OpenMoji sprites) on rendered backgrounds, at 128x192 pixels, and nothing else. On real footage expect little of it: its masks are those of
-flat, outlined shapes. On two shots (a man on a bicycle, a man in a car; `scripts/real_footage.py`) it reaches a J of {elsewhere} where the support is of the other shot, and of {same} where it is of the same one. It is here so that `fsrvos segment`, `fsrvos demo` and the tutorials run right after installation. To do better on your footage train on real video
+flat, outlined shapes. On two shots (a man on a bicycle, a man in a car; `scripts/real_footage.py`) it reaches a J of {elsewhere} where the support is of the other shot, and of {same} where it is of the same one{nothing}. It is here so that `fsrvos segment`, `fsrvos demo` and the tutorials run right after installation. To do better on your footage train on real video
 (Ref-YouTube-VOS in its layout goes through the same pipeline, see `params.yaml`, size `paper`).
 
 | | |
@@ -51,7 +51,7 @@ def real_footage(name: str) -> dict[str, str]:
     "Its J on each real shot, with the supports of `scripts/real_footage.py`."
     rows = [row for row in json.loads(Path("reports/real_footage.json").read_text())["rows"] if row["model"] == name]
     on = lambda support: " and ".join(f"{row['J']:.0f}" for row in rows if row["support"] == support)
-    return {"elsewhere": on("the other shot"), "same": on("the same shot")}
+    return {"elsewhere": on("the other shot"), "same": on("the same shot"), "nothing": "; at 0 it answers that nothing is meant" if any(row["J"] == 0 for row in rows) else ""}
 
 
 def main(cell: str, name: str) -> None:

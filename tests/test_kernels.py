@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fsrvos.kernels import feed_forward
+from fsrvos.kernels import build, feed_forward
 from fsrvos.kernels.deformable import cpu_kernel
 from fsrvos.models import deformable, inference
 from fsrvos.models.deformable import DeformableAttention, sample_levels, sampler
@@ -255,6 +255,6 @@ def test_no_tiles_no_kernel_and_no_word_of_it(monkeypatch, recwarn):
 
 def test_tiles_without_a_compiler_give_one_warning(monkeypatch):
     monkeypatch.setattr(feed_forward, "has_tiles", lambda: True)
-    monkeypatch.setattr(feed_forward, "load", lambda source: (_ for _ in ()).throw(RuntimeError("no compiler\nat all")))
+    monkeypatch.setattr(build, "load", lambda source: (_ for _ in ()).throw(RuntimeError("no compiler\nat all")))
     with pytest.warns(UserWarning, match=r"no C\+\+ kernel for feed-forward layers \(RuntimeError: no compiler\)"):
         assert feed_forward.cpu_kernel.__wrapped__() is None

@@ -31,7 +31,8 @@ def random_output(n=6, t=2, layers=2, b=2, seed=0):
     rng = torch.Generator().manual_seed(seed)
     draw = lambda *s: torch.randn(*s, generator=rng)
     layer = lambda: dict(pred_logits=draw(b, t, n, 1), pred_boxes=draw(b, t, n, 4).sigmoid(), pred_masks=draw(b, t, n, 8, 12))
-    return SequenceOutput(**layer(), aux_outputs=[layer() for _ in range(layers - 1)], similarity_logits=draw(layers, b, n), presence_logits=draw(layers, b), visibility_logits=draw(layers, b, t, n))
+    return SequenceOutput(**layer(), aux_outputs=[layer() for _ in range(layers - 1)], similarity_logits=draw(layers, b, n), presence_logits=draw(layers, b), fit_logits=draw(layers, b, n),
+                          visibility_logits=draw(layers, b, t, n))
 
 
 def random_target(m, t=2, seed=0, referred=None):
@@ -50,14 +51,24 @@ def criterion(**options):
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3), (1, 3), (3, 3)])
 def test_batches_with_any_numbers_of_objects(counts):
     output = random_output()
-    output.similarity_logits.requires_grad_(), output.presence_logits.requires_grad_()
+    output.similarity_logits.requires_grad_(), output.presence_logits.requires_grad_(), output.fit_logits.requires_grad_()
     losses = criterion()(output, [random_target(m) for m in counts])
-    assert {"loss_similarity", "loss_presence", "loss_visibility", "loss_ce", "loss_mask_0"} <= set(losses)
+    assert {"loss_similarity", "loss_presence", "loss_fit", "loss_visibility", "loss_ce", "loss_mask_0"} <= set(losses)
     total = criterion().total(losses)
     assert torch.isfinite(total)
     total.backward()
     assert [bool(g.any()) for g in output.similarity_logits.grad.abs().sum((0, 2))] == [m > 0 for m in counts], "which is meant is asked only where something is"
     assert [bool((g > 0).all()) for g in output.presence_logits.grad.T] == [m == 0 for m in counts]
+    assert [bool(g.any()) for g in output.fit_logits.grad.abs().sum((0, 2))] == [m > 0 for m in counts], "only what draws an annotated object looks like anything"
+
+
+def test_what_looks_otherwise_is_taught_where_nothing_is_meant():
+    "The sequences that draw the annotated objects are to fit no word of a sentence that means none of them."
+    output = random_output(b=1, layers=1)
+    output.fit_logits.requires_grad_()
+    criterion()(output, [random_target(2, referred=[False, False])])["loss_fit"].backward()
+    gradient = output.fit_logits.grad[0, 0]
+    assert (gradient >= 0).all() and 2 <= (gradient > 0).sum() < len(gradient)
 
 
 def test_objects_that_are_not_meant_teach_masks_but_not_the_sentence():
@@ -83,7 +94,7 @@ def test_perfect_and_wrong_similarities():
 
     def loss(similarity):
         output = SequenceOutput(pred_logits=torch.zeros(1, 2, 5, 1), pred_boxes=boxes[None], pred_masks=sharp[None], aux_outputs=[], similarity_logits=torch.tensor([[similarity]]), presence_logits=torch.zeros(1, 1),
-                                visibility_logits=torch.zeros(1, 1, 2, 5))
+                                fit_logits=torch.zeros(1, 1, 5), visibility_logits=torch.zeros(1, 1, 2, 5))
         return float(criterion()(output, [target])["loss_similarity"])
     assert loss([9., -9., 9., -9., -9.]) < .01 < 1 < loss([9., 9., 9., -9., -9.]) and loss([-9., -9., 9., -9., -9.]) > 1
 
@@ -111,6 +122,7 @@ def test_a_training_step_with_several_one_and_none(tiny, model):
     assert [int(t["referred"].sum()) for t in batch.targets] == [2, 0, 1]
     model.train()
     output = forward(model, batch)
+    assert output.fit_logits.shape == (2, 3, 8) and output.other_fit.shape == (2, 3, 2, 8)
     assert output.similarity_logits.shape == (2, 3, 8) and output.other_similarity.shape == (2, 3, 2, 8) and output.other_presence.shape == (2, 3, 2) and output.evidence is None
     assert output.scores().shape == (3, 8) and output.presence().shape == (3,)
     referring = output.pred_logits.squeeze(-1).sigmoid().mean(1)
@@ -118,7 +130,7 @@ def test_a_training_step_with_several_one_and_none(tiny, model):
     loss = SequenceCriterion(model.config)
     losses = loss(output, batch.targets)
     loss.total(losses).backward()
-    assert {"loss_similarity", "loss_presence", "loss_visibility", "loss_otherseq", "loss_otherpresence", "loss_other", "loss_metric", "loss_dense"} <= set(losses)
+    assert {"loss_similarity", "loss_presence", "loss_fit", "loss_visibility", "loss_otherseq", "loss_otherpresence", "loss_otherfit", "loss_other", "loss_metric", "loss_dense"} <= set(losses)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.matcher.parameters())
     model.zero_grad()
 

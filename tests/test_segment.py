@@ -223,7 +223,7 @@ def test_chunks_are_linked_and_saved(kind, request, tmp_path):
 
 
 def test_nothing_found_is_saved_too(multi, tmp_path):
-    strict = SequenceMatchingModel.from_single(FSRVOSModel(FSRVOSConfig.from_preset("tiny", referring_head="look")), queries=6, threshold=1.0)
+    strict = SequenceMatchingModel.from_single(FSRVOSModel(FSRVOSConfig.from_preset("tiny", referring_head="look")), queries=6, presence_threshold=1.0)
     found = ready(strict).segment(moving()[0], "nothing of the kind", progress=False)
     assert len(found) == 0 and found.masks.shape == (0, 7, 48, 72)
     found.save(tmp_path / "out")

@@ -384,9 +384,7 @@ class Inference:
         output = FSRVOSOutput(m.referring_head(evidence, words, word_mask), ends, masks, starts, aux_outputs=[])
         if not isinstance(m, SequenceMatchingModel):
             return output
-        sequences = m.matcher.embed(evidence)
-        similarity, presence = m.matcher(sequences, words, word_mask)
-        return SequenceOutput(**output, similarity_logits=similarity[None], presence_logits=presence[None], visibility_logits=m.matcher.visibility(evidence)[None], embeddings=sequences)
+        return m.match(SequenceOutput(**output, evidence=[evidence]), levels, words, word_mask)
 
 # %% ../../nbs/models/16_inference.ipynb #ab8e0bbf
 def _present(words: Tensor, word_mask: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ __all__ = ['pool', 'SequenceMatcher', 'SequenceMatchingConfig', 'SequenceOutput'
            'match_sequences', 'rule_of']
 
 # %% ../../nbs/models/11_sequence_matching.ipynb #58702168
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .deformable import MLP
-from .fsrvos import FSRVOSConfig, FSRVOSModel, FSRVOSOutput
+from .fsrvos import FSRVOSConfig, FSRVOSModel, FSRVOSOutput, _no_words
 from .fusion import sine_positions_1d
 from .linking import SequenceSet, keep_sequences
 from .referring import CompareBlock
+from .word_fit import WordFit, looks_under
 
 # %% ../../nbs/models/11_sequence_matching.ipynb #2ea94aef
 def pool(x: Tensor, logits: Tensor, dim: int) -> Tensor:
@@ -28,7 +30,7 @@ def pool(x: Tensor, logits: Tensor, dim: int) -> Tensor:
 class SequenceMatcher(nn.Module):
     "Similarity of instance sequences with a sentence, whether it means anything among them, and in which frames each sequence shows its object."
 
-    def __init__(self, size: int, match_size: int, heads: int, dropout: float = 0.0, blocks: int = 2):
+    def __init__(self, size: int, match_size: int, heads: int, channels: Sequence[int], dropout: float = 0.0, blocks: int = 2):
         super().__init__()
         self.visible, self.attention, self.word_attention, self.presence_attention = (nn.Linear(size, 1) for _ in range(4))
         self.blocks = nn.ModuleList(CompareBlock(size, heads, dropout) for _ in range(blocks))
@@ -36,6 +38,8 @@ class SequenceMatcher(nn.Module):
         self.sequence, self.sentence = nn.Linear(size, match_size), nn.Linear(size, match_size)
         self.log_scale, self.bias = nn.Parameter(torch.tensor(10.0).log()), nn.Parameter(torch.tensor(-2.0))
         self.presence = MLP(2 * size, size, 1, 2)
+        self.fit = WordFit(channels, size)
+        self.fit_in_similarity, self.fit_in_presence = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(2.0))
 
     def visibility(self, evidence: Tensor) -> Tensor:
         "Evidence [B, T, N, C] -> logits [B, T, N]: does the sequence show its object in the frame?"
@@ -46,28 +50,33 @@ class SequenceMatcher(nn.Module):
         weight = self.attention(evidence).squeeze(-1) + F.logsigmoid(self.visibility(evidence))
         return pool(evidence, weight, 1)
 
-    def forward(self, sequences: Tensor, words: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
-        "Sequences [B, N, C], words [B, L, C], word_mask bool [B, L] -> logits: similarity, if anything is meant [B, N], and that anything is [B]."
+    def forward(self, sequences: Tensor, looks: Tensor, words: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sequences [B, N, C], their looks [B, N, ·] (`looks_under`), words [B, L, C], word_mask bool [B, L] -> logits: similarity, if anything is meant [B, N]; that anything is [B]; that
+        each looks as the words say [B, N]."""
+        fit = self.fit(looks, words, word_mask)
         x, words = sequences, words + sine_positions_1d(word_mask, words.shape[-1])
         for block in self.blocks:
             x = block(x, words, word_mask)
         sentence = pool(words, self.word_attention(words).squeeze(-1).masked_fill(~word_mask, -torch.inf), 1)
         x = self.norm(x)
         cosine = F.cosine_similarity(self.sequence(x).float(), self.sentence(sentence).float()[:, None], dim=-1)
-        similarity = self.log_scale.exp() * cosine + self.bias
-        seen = pool(x, self.presence_attention(x).squeeze(-1) + similarity, 1)
-        return similarity, self.presence(torch.cat((seen, sentence), -1)).squeeze(-1)
+        similarity = self.log_scale.exp() * cosine + self.bias + self.fit_in_similarity * fit
+        likely = self.presence_attention(x).squeeze(-1) + similarity
+        seen, looked = pool(x, likely, 1), (likely.log_softmax(1) + fit).logsumexp(1)  # does any of the likely ones look so?
+        presence = self.presence(torch.cat((seen, sentence), -1)).squeeze(-1) + self.fit_in_presence * looked
+        return similarity, presence, fit
 
 # %% ../../nbs/models/11_sequence_matching.ipynb #06f5ab26
 class SequenceMatchingConfig(FSRVOSConfig):
     """`FSRVOSConfig` with queries 20 in place of 5, match_size (of the embeddings that are compared), threshold (σ), presence_threshold (π), allow_none
-    (False: something is always meant), duplicate_iou (of two kept sequences that overlap by more, the better one stays), visibility_weight, similarity_weight and presence_weight (of the losses)."""
+    (False: something is always meant), duplicate_iou (of two kept sequences that overlap by more, the better one stays), visibility_weight, similarity_weight, presence_weight and fit_weight (of the losses)."""
 
     model_type = "fsrvos-sequences"
 
-    def __init__(self, queries=20, match_size=64, threshold=0.4, presence_threshold=0.5, allow_none=True, duplicate_iou=0.7, visibility_weight=1.0, similarity_weight=2.0, presence_weight=2.0, **kwargs):
+    def __init__(self, queries=20, match_size=64, threshold=0.4, presence_threshold=0.5, allow_none=True, duplicate_iou=0.7, visibility_weight=1.0, similarity_weight=2.0, presence_weight=2.0,
+                 fit_weight=2.0, **kwargs):
         self.match_size, self.threshold, self.presence_threshold, self.allow_none, self.duplicate_iou = match_size, threshold, presence_threshold, allow_none, duplicate_iou
-        self.visibility_weight, self.similarity_weight, self.presence_weight = visibility_weight, similarity_weight, presence_weight
+        self.visibility_weight, self.similarity_weight, self.presence_weight, self.fit_weight = visibility_weight, similarity_weight, presence_weight, fit_weight
         super().__init__(queries=queries, **kwargs)
 
     def _validate(self) -> None:
@@ -81,15 +90,18 @@ class SequenceMatchingConfig(FSRVOSConfig):
 
 @dataclass
 class SequenceOutput(FSRVOSOutput):
-    """`FSRVOSOutput` with similarity_logits [layers, B, N], presence_logits [layers, B] and visibility_logits [layers, B, T, N] (final layer first), embeddings [B, N, C] (of the
-    final layer), and in training other_similarity [layers, B, E, N] and other_presence [layers, B, E] for further sentences."""
+    """`FSRVOSOutput` with similarity_logits [layers, B, N], presence_logits [layers, B], fit_logits [layers, B, N] (does it look as the words say?) and visibility_logits [layers, B, T, N]
+    (final layer first), embeddings [B, N, C] (of the final layer), and in training other_similarity [layers, B, E, N], other_presence [layers, B, E] and other_fit [layers, B, E, N] for further
+    sentences; evidence: for each layer [B, T, N, C], until the matcher has read it."""
 
     similarity_logits: Tensor = None
     presence_logits: Tensor = None
+    fit_logits: Tensor = None
     visibility_logits: Tensor = None
     embeddings: Tensor = None
     other_similarity: Tensor = None
     other_presence: Tensor = None
+    other_fit: Tensor = None
     evidence: list = None
 
     def scores(self) -> Tensor:
@@ -112,33 +124,40 @@ class SequenceMatchingModel(FSRVOSModel):
 
     def __init__(self, config: SequenceMatchingConfig):
         super().__init__(config)
-        self.matcher = SequenceMatcher(config.size, config.match_size, config.heads, config.dropout)
+        self.matcher = SequenceMatcher(config.size, config.match_size, config.heads, config.vision_channels[:2], config.dropout)
 
     def _predict(self, hidden, starts, ends, mask_features, looks, metric, words, word_mask, query_sizes) -> tuple[SequenceOutput, list[Tensor]]:
         if not self.training:  # the heads of the other layers are for the losses alone
             hidden, starts, ends = hidden[-1:], starts[-1:], ends[-1:]
         output, evidence = super()._predict(hidden, starts, ends, mask_features, looks, metric, words, word_mask, query_sizes)
-        final_first = [evidence[-1], *evidence[:-1]]
-        sequences = [self.matcher.embed(x) for x in final_first]
-        similarity, presence = map(torch.stack, zip(*(self.matcher(x, words, word_mask) for x in sequences)))
-        visibility = torch.stack([self.matcher.visibility(x) for x in final_first])
-        return SequenceOutput(**output, similarity_logits=similarity, presence_logits=presence, visibility_logits=visibility, embeddings=sequences[0], evidence=sequences), evidence
+        return SequenceOutput(**output, evidence=[evidence[-1], *evidence[:-1]]), evidence
 
-    def decode(self, *args, other_words: Tensor | None = None, other_word_mask: Tensor | None = None, **kwargs) -> SequenceOutput:
-        "As `FSRVOSModel.decode`; further sentences are asked of the matcher, too."
-        output = super().decode(*args, other_words=other_words, other_word_mask=other_word_mask, **kwargs)
-        if other_words is not None and self.config.use_words:
-            output.other_similarity, output.other_presence = self._ask_matcher(output.evidence, self.resizer(other_words), other_word_mask)
-        output.evidence = None
+    def decode(self, query_levels: list[Tensor], words: Tensor, word_mask: Tensor, *args, other_words: Tensor | None = None, other_word_mask: Tensor | None = None, **kwargs) -> SequenceOutput:
+        "As `FSRVOSModel.decode`; the sentence, and further ones, are asked of the matcher, too."
+        output = super().decode(query_levels, words, word_mask, *args, other_words=other_words, other_word_mask=other_word_mask, **kwargs)
+        if not self.config.use_words:
+            (words, word_mask), other_words = _no_words(words), None
+        return self.match(output, query_levels, self.resizer(words), word_mask, None if other_words is None else self.resizer(other_words), other_word_mask)
+
+    def match(self, output: SequenceOutput, levels: list[Tensor], words: Tensor, word_mask: Tensor, other_words: Tensor | None = None, other_word_mask: Tensor | None = None) -> SequenceOutput:
+        "Spend the output's evidence on what the matcher says of it. levels: frozen features [B, T, C, h, w], finest first; words [B, L, C] and other_words [B, E, L, C] of the model's width."
+        evidence, output.evidence = output.evidence, None
+        sequences, visibility = [self.matcher.embed(x) for x in evidence], [self.matcher.visibility(x) for x in evidence]
+        masks = [output.pred_masks, *(layer["pred_masks"] for layer in output.aux_outputs)]
+        looks = [looks_under(levels[:2], *both) for both in zip(masks, visibility)]
+        asked = [self.matcher(*both, words, word_mask) for both in zip(sequences, looks)]
+        output.similarity_logits, output.presence_logits, output.fit_logits = map(torch.stack, zip(*asked))
+        output.visibility_logits, output.embeddings = torch.stack(visibility), sequences[0]
+        if other_words is not None:
+            output.other_similarity, output.other_presence, output.other_fit = self._ask_matcher(torch.stack(sequences), torch.stack(looks), other_words, other_word_mask)
         return output
 
-    def _ask_matcher(self, sequences: list[Tensor], words: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
-        "Sequences of every layer [B, N, C], words [B, E, L, C] -> similarities [layers, B, E, N] and presence [layers, B, E]."
-        b, count = word_mask.shape[:2]
-        flat = torch.stack(sequences).repeat_interleave(count, 1).flatten(0, 1)                   # [layers·B·E, N, C]
-        repeat = lambda x: x.flatten(0, 1).repeat(len(sequences), *[1] * (x.dim() - 2))
-        similarity, presence = self.matcher(flat, repeat(words), repeat(word_mask))
-        return similarity.view(len(sequences), b, count, -1), presence.view(len(sequences), b, count)
+    def _ask_matcher(self, sequences: Tensor, looks: Tensor, words: Tensor, word_mask: Tensor) -> list[Tensor]:
+        "Sequences and looks [layers, B, N, ·], words [B, E, L, C] -> similarities [layers, B, E, N], presence [layers, B, E] and fits [layers, B, E, N]."
+        (layers, b), count = sequences.shape[:2], word_mask.shape[1]
+        of_clip = lambda x: x.repeat_interleave(count, 1).flatten(0, 1)                           # [layers·B·E, N, ·]
+        repeat = lambda x: x.flatten(0, 1).repeat(layers, *[1] * (x.dim() - 2))
+        return [x.unflatten(0, (layers, b, count)) for x in self.matcher(of_clip(sequences), of_clip(looks), repeat(words), repeat(word_mask))]
 
     @classmethod
     def from_single(cls, single: FSRVOSModel, **options) -> "SequenceMatchingModel":

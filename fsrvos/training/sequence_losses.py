@@ -44,14 +44,14 @@ def visibility_loss(logits: Tensor, targets: Targets, matches: Matches) -> Tenso
 
 # %% ../../nbs/training/04_sequence_losses.ipynb #b78515ad
 class SequenceCriterion(Criterion):
-    """Losses of a `SequenceOutput`: those of `Criterion`, "loss_similarity", "loss_presence", "loss_visibility", and "loss_otherseq", "loss_otherpresence" where further sentences were asked.
+    """Losses of a `SequenceOutput`: those of `Criterion`, "loss_similarity", "loss_presence", "loss_fit", "loss_visibility", and "loss_otherseq", "loss_otherpresence", "loss_otherfit" where further sentences were asked.
 
     config: a `SequenceMatchingConfig`. Targets as for `Criterion`, with M >= 0 objects of which any number is `referred`."""
 
     def __init__(self, config):
         super().__init__(config)
         self.weights = dict(similarity=config.similarity_weight, otherseq=config.similarity_weight, presence=config.presence_weight, otherpresence=config.presence_weight,
-                            visibility=config.visibility_weight)
+                            fit=config.fit_weight, otherfit=config.fit_weight, visibility=config.visibility_weight)
 
     def forward(self, output, targets: list[dict]) -> dict[str, Tensor]:
         layers = stack_layers(output)
@@ -68,18 +68,21 @@ class SequenceCriterion(Criterion):
         return losses
 
     def sequence_losses(self, output, layers: Layers, gathered: Targets, matches: Matches, targets: list[dict]) -> dict[str, Tensor]:
-        "Similarity, presence, visibility, and the first two for further sentences."
+        "Similarity, presence, fit, visibility, and the first three for further sentences."
         answers = query_answers(layers, gathered, matches, self.settings.soft_positive_iou)
         meant = gathered.referred & gathered.present
-        losses = dict(loss_similarity=self.similarity(output.similarity_logits, similarity_target(answers, meant), meant.any(1)),
+        target, drawn = similarity_target(answers, meant), similarity_target(answers, gathered.present)
+        losses = dict(loss_similarity=self.similarity(output.similarity_logits, target, meant.any(1)),
                       loss_presence=self.presence(output.presence_logits, meant.any(1)),
+                      loss_fit=self.fit(output.fit_logits, target, drawn),
                       loss_visibility=visibility_loss(output.visibility_logits.float(), gathered, matches))
         if output.other_similarity is not None:
             places = gathered.present.shape[1]
             others = torch.stack([F.pad(t["other_referred"], (0, places - t["other_referred"].shape[-1])) for t in targets])          # [B, E, M]
             others = others & gathered.present[:, None]
             target = torch.stack([similarity_target(answers, others[:, e]) for e in range(others.shape[1])], 2)                       # [D, B, E, N]
-            losses |= dict(loss_otherseq=self.similarity(output.other_similarity, target, others.any(-1)), loss_otherpresence=self.presence(output.other_presence, others.any(-1)))
+            losses |= dict(loss_otherseq=self.similarity(output.other_similarity, target, others.any(-1)), loss_otherpresence=self.presence(output.other_presence, others.any(-1)),
+                           loss_otherfit=self.fit(output.other_fit, target, drawn[:, :, None].expand_as(target)))
         return losses
 
     def similarity(self, logits: Tensor, target: Tensor, something: Tensor) -> Tensor:
@@ -90,6 +93,11 @@ class SequenceCriterion(Criterion):
     def presence(self, logits: Tensor, something: Tensor) -> Tensor:
         "Cross-entropy [D, B, ...] with whether a sentence means something (bool [B, ...]): a mean over sentences, summed over layers."
         return len(logits) * F.binary_cross_entropy_with_logits(logits.float(), something.to(logits).float().expand_as(logits))
+
+    def fit(self, logits: Tensor, target: Tensor, drawn: Tensor) -> Tensor:
+        "Cross-entropy [D, B, ..., N] over the sequences that draw an annotated object (in [0, 1]), whether or not anything is meant: a mean over them, summed over layers."
+        each = F.binary_cross_entropy_with_logits(logits.float(), target.to(logits).float(), reduction="none") * drawn
+        return len(logits) * each.sum() / drawn.sum().clamp(min=1)
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         own = {name: value for name, value in losses.items() if name.removeprefix("loss_") in self.weights}
