@@ -152,6 +152,17 @@ def test_the_same_numbers_get_the_new_hash(repository):
     assert (repository / "reports/a.md").read_text() == f"Made by: code {NEW}\n" and (repository / "dvc.lock").read_text().endswith("# told")
 
 
+def test_files_that_are_new_are_seen(repository):
+    "smoke.sh takes what differs from HEAD in tracked files: a new one has to be among it."
+    (repository / "fsrvos/new.py").write_text("")
+    with (repository / "scripts/smoke.sh").open("a") as script:
+        script.write("[ ! -e fsrvos/new.py ] || git diff --name-only HEAD | grep -q fsrvos/new.py\n")
+    subprocess.run(["git", "add", "fsrvos/new.py"], cwd=repository, check=True)
+    (repository / "code.txt").write_text(NEW)
+    confirm.confirm("HEAD")
+    assert NEW in (repository / "results/a.json").read_text()
+
+
 def test_other_numbers_change_nothing(repository):
     (repository / "code.txt").write_text(NEW)
     (repository / "number.txt").write_text("0.26")
