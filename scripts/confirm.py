@@ -35,12 +35,13 @@ CLOCKS = ("seconds", "waiting", "provenance", "made_by")
 KEPT = ("results", "reports", "dvc.lock", ":!reports/choices.md")  # what is restamped; choices.md is written by hand
 HASHES = """
 import json, yaml
-from fsrvos.study import load_params, parse_cell, stage_provenance
-params, stages = load_params(), {}
+from fsrvos.study import load_params, load_stages, parse_cell, stage_provenance, upstream
+params, pipeline, stages = load_params(), load_stages(), {}
 for name in yaml.safe_load(open("dvc.lock"))["stages"]:
     stage, _, item = name.partition("@")
     made = stage_provenance(stage, params, item if item in params["methods"] else parse_cell(item).method if item else None)
-    stages[name] = {k: made[k] for k in ("code", "params", "data")}
+    read = {key.split(".")[0] for above in upstream(pipeline, stage) for key in pipeline[above].params if "${size}" not in key}
+    stages[name] = {**{k: made[k] for k in ("code", "params", "data")}, "reads": sorted(read)}
 print(json.dumps({"params": params, "stages": stages}))
 """
 
@@ -156,13 +157,13 @@ def new_hashes(then: dict, now: dict, anew: Collection[str] = ()) -> dict[str, d
     "What `hashes` said before and says now -> {code: {old: new}, params: {old: new}}, of all stages but `anew`. SystemExit where data or parameters differ, or one hash would become two."
     if unknown := sorted(set(anew) - {stage_of(item) for item in then["stages"]}):
         sys.exit(f"--anew: no stage {', '.join(unknown)} in dvc.lock; there are {', '.join(sorted({stage_of(item) for item in then['stages']}))}")
-    if not says_all_of(then["params"], now["params"]):
-        sys.exit("params.yaml differs in more than parameters that are new; run the study again")
     table = {"code": {}, "params": {}}
     for item in sorted(then["stages"].keys() & now["stages"].keys()):
         if stage_of(item) in anew:
             continue
         before, after = then["stages"][item], now["stages"][item]
+        if other := [name for name in before["reads"] if not says_all_of(then["params"].get(name), now["params"].get(name))]:
+            sys.exit(f"{item}: params.yaml differs in {', '.join(other)} by more than parameters that are new; run the study again")
         if before["data"] != after["data"]:
             sys.exit(f"{item}: the data differ; run the study again")
         for kind, known in table.items():

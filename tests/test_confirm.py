@@ -85,14 +85,14 @@ def test_tables_and_pictures_get_the_hash():
 
 
 def said(lr=1, code=OLD, data="d", **more):
-    return {"params": {"train": {"lr": lr, **more}}, "stages": {name: {"code": code, "params": "a", "data": data} for name in ("train@a-1", "train@a-2")}}
+    return {"params": {"train": {"lr": lr, **more}}, "stages": {name: {"code": code, "params": "a", "data": data, "reads": ["train"]} for name in ("train@a-1", "train@a-2")}}
 
 
 def test_hashes_of_both_codes():
     assert new_hashes(said(), said(code=NEW, accumulate=1)) == {"code": {OLD: NEW}, "params": {"a": "a"}}
     twice = said(code=NEW)
     twice["stages"]["train@a-2"]["code"] = FIRST
-    for now, told in ((said(lr=2), "params.yaml differs"), (said(data="e"), "the data differ"), (twice, "had the hash of another stage's")):
+    for now, told in ((said(lr=2), "train@a-1: params.yaml differs in train"), (said(data="e"), "the data differ"), (twice, "had the hash of another stage's")):
         with pytest.raises(SystemExit, match=told):
             new_hashes(said(), now)
 
@@ -100,8 +100,11 @@ def test_hashes_of_both_codes():
 def test_stages_that_will_be_run_again_are_left_alone(tmp_path):
     then, now = made(tmp_path / "then"), made(tmp_path / "now", j=.75, model="other")
     assert differences(then, now, anew=["train"]) == {} and differences(then, now, anew=["evaluate"])
-    both = lambda code, data: {"params": {}, "stages": {"train@a-1": {"code": code, "params": "a", "data": data}, "report": {"code": OLD, "params": "a", "data": "d"}}}
-    assert new_hashes(both(FIRST, "d"), both(NEW, "e"), anew=["train"]) == {"code": {OLD: OLD}, "params": {"a": "a"}}
+    both = lambda code, data, lr=1: {"params": {"train": {"lr": lr}}, "stages": {"train@a-1": {"code": code, "params": "a", "data": data, "reads": ["train"]},
+                                                                            "report": {"code": OLD, "params": "a", "data": "d", "reads": []}}}
+    assert new_hashes(both(FIRST, "d"), both(NEW, "e", lr=2), anew=["train"]) == {"code": {OLD: OLD}, "params": {"a": "a"}}, "nor are parameters compared that only those read"
+    with pytest.raises(SystemExit, match="train@a-1: params.yaml differs in train by more"):
+        new_hashes(both(FIRST, "d"), both(NEW, "d", lr=2), anew=["report"])
     with pytest.raises(SystemExit, match="no stage trian in dvc.lock; there are report, train"):
         new_hashes(both(FIRST, "d"), both(NEW, "d"), anew=["trian"])
 

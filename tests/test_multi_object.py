@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from fsrvos.data.adapters import mevis_to_corpus
-from fsrvos.data.corpus import CorpusError, write_frame
+from fsrvos.data.corpus import CorpusError, Video, write_frame
 from fsrvos.data.episodes import EpisodeError, collate, support_manifest
-from fsrvos.data.multi_object import MultiObjectEpisodes, hold_out, known_colours, multi_manifest
+from fsrvos.data.multi_object import MultiObjectEpisodes, colours_in, hold_out, known_colours, multi_manifest
 from fsrvos.evaluation.multi_object import (LOSS, SequencePredictor, best_sequence, best_row, by_frame, by_similarity, evaluate_multi, load_records, measure,
                                               multi_examples, oracle, save_records, summary, sweep)
 from fsrvos.evaluation.multi_report import load_multi, write_multi_report
@@ -18,9 +18,10 @@ from fsrvos.evaluation.protocol import ModelPredictor, encode_masks, make_query
 from fsrvos.evaluation.report import ReportError
 from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
 from fsrvos.models.linking import SequenceLinker, chunks_of, keep_sequences
-from fsrvos.models.sequence_matching import SequenceMatchingConfig, SequenceMatchingModel, SequenceOutput, rule_of
+from fsrvos.models.sequence_matching import SequenceMatcher, SequenceMatchingConfig, SequenceMatchingModel, SequenceOutput, rule_of
 from fsrvos.training.loop import forward
 from fsrvos.training.sequence_losses import SequenceCriterion, gather_any
+from fsrvos.training.word_lessons import lessons, object_looks
 
 OPTIONS = dict(similarity_prior=True, support_frames="all", referring_head="look", dense_auxiliary=True, match_all_objects=True, soft_positive_iou=.6, support_metric=16)
 
@@ -133,6 +134,43 @@ def test_a_training_step_with_several_one_and_none(tiny, model):
     assert {"loss_similarity", "loss_presence", "loss_fit", "loss_visibility", "loss_otherseq", "loss_otherpresence", "loss_otherfit", "loss_other", "loss_metric", "loss_dense"} <= set(losses)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.matcher.parameters())
     model.zero_grad()
+
+
+def test_whether_anything_looks_so_is_asked_of_what_would_be_chosen():
+    "The soft maximum is over the sequences that eq. 7 would choose; another one may look as it likes."
+    rng, b, n = torch.Generator().manual_seed(0), 1, 4
+    matcher = SequenceMatcher(16, 8, 2, (3,)).eval()
+    sequences, looks, words, there = torch.randn(b, n, 16, generator=rng), torch.randn(b, n, 3, generator=rng), torch.randn(b, 5, 16, generator=rng), torch.ones(b, 5, dtype=torch.bool)
+    with torch.no_grad():
+        matcher.fit_in_similarity.zero_()            # or looks would say which sequences are seen, too
+        second = torch.tensor([[-9., 9., -9., -9.]])
+        ask = lambda looks, referring: matcher(sequences, looks, referring, words, there)[1]
+        fit, plain = matcher.fit(looks, words, there), ask(looks, second)
+        first, chosen = looks.clone(), looks.clone()
+        first[:, 0], chosen[:, 1] = looks[:, 0].flip(-1) * 3, looks[:, 1].flip(-1) * 3
+        assert torch.allclose(ask(first, second), plain, atol=1e-4)
+        gain = matcher.fit_in_presence * (matcher.fit(chosen, words, there) - fit)[:, 1]
+        assert gain.abs() > 1e-3 and torch.allclose(ask(chosen, second) - plain, gain, atol=1e-4)
+
+
+def test_lessons_about_looks(tiny):
+    "Every own sentence means what it means, every other one names a colour that the video does not show, at most so many of a video; looks are those of the objects in their order."
+    corpus, source = tiny
+    found = lessons(corpus, ["cat", "dog"], absent=1, seed=3)
+    own = [lesson for lesson in found if any(lesson.meant)]
+    videos = [corpus.videos[v] for name in ("cat", "dog") for v in corpus.videos_by_class[name]]
+    assert [(lesson.video, lesson.text, lesson.meant) for lesson in own] == [(v.id, e.text, tuple(i in e.object_ids for i in sorted(v.objects))) for v in videos for e in v.expressions]
+    wrong = [lesson for lesson in found if not any(lesson.meant)]
+    assert wrong and len({lesson.video for lesson in wrong}) == len(wrong)
+    assert all(not colours_in(lesson.text) & known_colours(corpus.videos[lesson.video]) and len(lesson.meant) == 2 for lesson in wrong)
+    assert lessons(corpus, ["cat", "dog"], absent=1, seed=3) == found and not [x for x in lessons(corpus, ["cat"], absent=0) if not any(x.meant)]
+    video = videos[0]
+    looks, level = object_looks(source, video), source.frames(video.id, video.frames[:1])[1]
+    assert looks.shape == (2, 24 + 40)
+    masks = torch.as_tensor(source.masks(video.id, video.frames[:1], [2]))[0].float()
+    there = F.adaptive_avg_pool2d(masks, level.shape[-2:])
+    one = Video(video.id, video.frames[:1], video.objects, video.expressions, video.folder, video.suffix)
+    assert torch.allclose(object_looks(source, one)[1, 24:], (level * there).sum((0, 2, 3)) / there.sum(), atol=1e-3)
 
 
 def test_further_sentences_fit_and_do_not(tiny):

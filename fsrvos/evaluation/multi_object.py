@@ -195,7 +195,7 @@ def answers(predictor: SequencePredictor, corpus, source, manifest: dict, progre
                 bar.update()
 
 # %% ../../nbs/evaluation/03_multi_object.ipynb #2f048e60
-LOSS = 0.0025  # of J&F that saying "nothing" may cost where something is meant
+LOSS = 0.005  # of J&F that saying "nothing" may cost where something is meant
 
 
 def sweep(predictor: SequencePredictor, corpus, source, manifest: dict, thresholds: Iterable[float], presences: Iterable[float], *, bound_th: float = 0.008, progress: bool = True) -> dict[str, list[dict]]:
