@@ -8,7 +8,7 @@ again for that:
 The code of COMMIT and that of this checkout each run every stage in the size `smoke`, with a cell of each method (scripts/smoke.sh --every-method). All of it must be equal: features, weights and models
 bit for bit, numbers digit for digit, clocks apart. Sums that are added up in another order round otherwise, and a pixel at the very edge of a mask may fall to the other side: where a change does that to
 answers, --within says how far numbers that results hold may lie apart; features, weights and models may not. Stages that the change does concern are named with --anew: what they make is not
-compared, and keeps its old hash until they are run again. Then the study's results and reports get the new code's hash, with the hash of the code that did measure them beside it (`measured_with`), and
+compared, nor are parameters that they alone read, and it keeps its old hash until they are run again. Then the study's results and reports get the new code's hash, with the hash of the code that did measure them beside it (`measured_with`), and
 dvc.lock is told. Anything that differs is named, and nothing is changed.
 
 Both run here, because another processor rounds otherwise: what this machine makes cannot be held against what another one made."""
