@@ -11,13 +11,13 @@ from fsrvos.data.adapters import mevis_to_corpus
 from fsrvos.data.corpus import CorpusError, Video, write_frame
 from fsrvos.data.episodes import EpisodeError, collate, support_manifest
 from fsrvos.data.multi_object import MultiObjectEpisodes, colours_in, hold_out, known_colours, multi_manifest
-from fsrvos.evaluation.multi_object import (LOSS, SequencePredictor, best_sequence, best_row, by_frame, by_similarity, evaluate_multi, load_records, measure,
+from fsrvos.evaluation.multi_object import (LOSS, SequencePredictor, Sequences, best_sequence, best_row, by_frame, by_similarity, evaluate_multi, load_records, measure,
                                               multi_examples, oracle, save_records, summary, sweep)
 from fsrvos.evaluation.multi_report import load_multi, write_multi_report
 from fsrvos.evaluation.protocol import ModelPredictor, encode_masks, make_query
 from fsrvos.evaluation.report import ReportError
 from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
-from fsrvos.models.linking import SequenceLinker, chunks_of, keep_sequences
+from fsrvos.models.linking import SequenceLinker, chunks_of, keep_sequences, sequence_iou
 from fsrvos.models.sequence_matching import SequenceMatcher, SequenceMatchingConfig, SequenceMatchingModel, SequenceOutput, rule_of
 from fsrvos.training.loop import forward
 from fsrvos.training.sequence_losses import SequenceCriterion, gather_any
@@ -257,6 +257,15 @@ def test_evaluation_and_sweep(tiny, model):
     assert all(row["no_target"] == 1 and row["recall"] == 0 for row in swept["sequence"] if row["presence"] == 1)
     same = next(row for row in swept["sequence"] if (row["threshold"], row["presence"]) == (.2, .5))
     assert same["meant"] == pytest.approx(np.mean([by_choice["ism"][g]["JF"] for g in ("1", "2+")])) and best_row(swept["sequence"])["meant"] >= max(r["meant"] for r in swept["sequence"]) - LOSS
+
+
+def test_overlaps_are_counted_once_for_the_clip_and_its_frames():
+    masks, visible = torch.rand(5, 3, 12, 16) > torch.rand(5, 3, 1, 1), torch.rand(5, 3) > .3
+    masks[4], masks[0, 1] = False, False
+    gated = masks & visible[..., None, None]
+    s = Sequences(torch.rand(5), torch.rand(5, 3), masks, gated, torch.tensor(.5))
+    assert torch.equal(s.overlap, sequence_iou(gated, gated))
+    assert all(torch.equal(frame, sequence_iou(masks[:, t:t + 1], masks[:, t:t + 1])) for t, frame in enumerate(s.frame_overlap))
 
 
 def test_a_single_object_model_is_asked_in_the_same_way(tiny, model):

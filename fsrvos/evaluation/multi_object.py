@@ -11,6 +11,7 @@ __all__ = ['IOU_RIGHT', 'GROUPS', 'Choice', 'LOSS', 'MEASURED', 'match_instances
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -78,6 +79,29 @@ class Sequences:
     gated: torch.Tensor
     presence: torch.Tensor
 
+    @cached_property
+    def shared(self) -> torch.Tensor:
+        "Pixels that each pair shares in each frame: [T, N, N]."
+        pixels = self.masks.flatten(2).transpose(0, 1).float()
+        return pixels @ pixels.mT
+
+    @cached_property
+    def frame_overlap(self) -> torch.Tensor:
+        "IoU of each pair in each frame: [T, N, N]."
+        return _iou(self.shared)
+
+    @cached_property
+    def overlap(self) -> torch.Tensor:
+        "IoU of each pair over the clip, gated: [N, N]."
+        seen = self.gated.flatten(2).any(2).T.float()                                           # [T, N]
+        return _iou((self.shared * seen[:, :, None] * seen[:, None]).sum(0))
+
+
+def _iou(shared: torch.Tensor) -> torch.Tensor:
+    "Pixels that each pair shares [..., N, N], on the diagonal each one's own -> IoUs; 0 where both are empty."
+    own = shared.diagonal(dim1=-2, dim2=-1)
+    return shared / (own[..., :, None] + own[..., None, :] - shared).clamp(min=1)
+
 
 class SequencePredictor(ModelPredictor):
     "A `SequenceMatchingModel`, or a single-object model, asked for all its sequences of clips of any length: `chunk` frames at a time that share `overlap`."
@@ -138,7 +162,7 @@ def by_similarity(threshold: float, presence: float = 0.5, duplicate_iou: float 
     "Instance sequence matching at σ = `threshold` and π = `presence`: the sequence of eq. 7 and what is above σ, or nothing; at π < 0 something is always meant."
     def choose(s: Sequences, truth: np.ndarray) -> SequenceSet:
         nothing = float(s.presence) <= presence
-        return keep_sequences(s.scores, s.gated, 1.0 if nothing else threshold, nothing, duplicate_iou, s.referring.mean(1))
+        return keep_sequences(s.scores, s.gated, 1.0 if nothing else threshold, nothing, duplicate_iou, s.referring.mean(1), s.overlap)
     return choose
 
 
@@ -151,7 +175,7 @@ def best_sequence(s: Sequences, truth: np.ndarray) -> SequenceSet:
 def by_frame(threshold: float = 0.5, duplicate_iou: float = 0.7) -> Choice:
     "Every frame for itself: all masks whose referring score is above `threshold`; the k-th best of each frame make sequence k."
     def choose(s: Sequences, truth: np.ndarray) -> SequenceSet:
-        frames = [keep_sequences(s.referring[:, t], s.masks[:, t:t + 1], threshold, True, duplicate_iou) for t in range(s.masks.shape[1])]
+        frames = [keep_sequences(s.referring[:, t], s.masks[:, t:t + 1], threshold, True, duplicate_iou, overlap=s.frame_overlap[t]) for t in range(s.masks.shape[1])]
         count = max(len(f) for f in frames)
         masks, scores = torch.zeros(count, *s.masks.shape[1:], dtype=torch.bool), torch.zeros(count)
         for t, frame in enumerate(frames):
@@ -202,9 +226,11 @@ def sweep(predictor: SequencePredictor, corpus, source, manifest: dict, threshol
     """For "sequence" (`by_similarity`, every pair), "frame" (`by_frame`) and "argmax" (eq. 7, one row) rows with `threshold`, `presence` (None where there is none), `meant` (mean J&F of the
     groups 1 and 2+), `JF_0`, `JF_1`, `JF_2+`, and the numbers of `summary` over all queries."""
     rows, asked, alone = {"sequence": [], "frame": []}, [], []
-    for _, truth, s in answers(predictor, corpus, source, manifest, progress):     # what is kept at a σ does not depend on π: it is measured once
+    for _, truth, s in answers(predictor, corpus, source, manifest, progress):     # what is kept at a σ does not depend on π, and is often what another σ keeps: it is measured once
         judged = lambda choose: measure(choose(s, truth).masks.numpy(), truth, bound_th)
-        asked.append((float(s.presence), judged(by_similarity(1.0, 1.0)), {t: judged(by_similarity(t, -1.0)) for t in thresholds}, {t: judged(by_frame(t)) for t in thresholds}))
+        kept = {t: tuple(by_similarity(t, -1.0)(s, truth).queries.tolist()) for t in thresholds}
+        once = {queries: measure(s.gated[list(queries)].numpy(), truth, bound_th) for queries in set(kept.values())}
+        asked.append((float(s.presence), judged(by_similarity(1.0, 1.0)), {t: once[queries] for t, queries in kept.items()}, {t: judged(by_frame(t)) for t in thresholds}))
         alone.append(judged(best_sequence))
     for t in thresholds:
         rows["frame"].append(_sweep_row(t, None, [frames[t] for *_, frames in asked]))

@@ -39,17 +39,18 @@ def sequence_iou(a: Tensor, b: Tensor) -> Tensor:
     return overlap / (a.sum(1)[:, None] + b.sum(1) - overlap).clamp(min=1)
 
 
-def without_duplicates(masks: Tensor, iou: float) -> Tensor:
-    "Masks bool [M, T, H, W], best first -> indices of those that overlap none before them, which stayed, by more than `iou`."
-    overlap, stay = sequence_iou(masks, masks), []
-    for i in range(len(masks)):
-        if all(overlap[i, j] <= iou for j in stay):
+def without_duplicates(overlap: Tensor, iou: float) -> Tensor:
+    "IoUs [M, M] of all pairs of sequences, best first -> indices of those that overlap none before them, which stayed, by more than `iou`."
+    stay = []
+    for i, row in enumerate(overlap.tolist()):
+        if all(row[j] <= iou for j in stay):
             stay.append(i)
-    return torch.tensor(stay, dtype=torch.int64, device=masks.device)
+    return torch.tensor(stay, dtype=torch.int64, device=overlap.device)
 
 
-def keep_sequences(scores: Tensor, masks: Tensor, threshold: float, allow_none: bool = True, duplicate_iou: float = 0.7, referring: Tensor | None = None) -> SequenceSet:
-    """Scores [N] in (0, 1) and masks bool [N, T, H, W] of one clip -> what answers.
+def keep_sequences(scores: Tensor, masks: Tensor, threshold: float, allow_none: bool = True, duplicate_iou: float = 0.7, referring: Tensor | None = None,
+                   overlap: Tensor | None = None) -> SequenceSet:
+    """Scores [N] in (0, 1) and masks bool [N, T, H, W] of one clip -> what answers. overlap: IoUs of all pairs [N, N], where they are known already.
 
     Everything above `threshold`, without duplicates; with allow_none=False before them the sequence with the best `referring` (mean referring score [N], eq. 7; None: the best score)."""
     order = scores.argsort(descending=True, stable=True)
@@ -57,7 +58,8 @@ def keep_sequences(scores: Tensor, masks: Tensor, threshold: float, allow_none: 
     if not allow_none:
         best = order[:1] if referring is None else referring.argmax(keepdim=True)
         chosen = torch.cat((best, chosen[chosen != best]))
-    chosen = chosen[without_duplicates(masks[chosen], duplicate_iou)]
+    between = sequence_iou(masks[chosen], masks[chosen]) if overlap is None else overlap[chosen][:, chosen]
+    chosen = chosen[without_duplicates(between, duplicate_iou)]
     return SequenceSet(masks[chosen], scores[chosen], chosen)
 
 # %% ../../nbs/models/10_linking.ipynb #facbf716

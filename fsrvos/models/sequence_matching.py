@@ -73,16 +73,16 @@ class SequenceMatcher(nn.Module):
 
 # %% ../../nbs/models/11_sequence_matching.ipynb #06f5ab26
 class SequenceMatchingConfig(FSRVOSConfig):
-    """`FSRVOSConfig` with queries 20 in place of 5, match_size (of the embeddings that are compared), threshold (σ), presence_threshold (π), allow_none
+    """`FSRVOSConfig` with queries 20 in place of 5, referring_head "look" (no other), match_size (of the embeddings that are compared), threshold (σ), presence_threshold (π), allow_none
     (False: something is always meant), duplicate_iou (of two kept sequences that overlap by more, the better one stays), visibility_weight, similarity_weight, presence_weight and fit_weight (of the losses)."""
 
     model_type = "fsrvos-sequences"
 
-    def __init__(self, queries=20, match_size=64, threshold=0.4, presence_threshold=0.5, allow_none=True, duplicate_iou=0.7, visibility_weight=1.0, similarity_weight=2.0, presence_weight=2.0,
+    def __init__(self, queries=20, referring_head="look", match_size=64, threshold=0.4, presence_threshold=0.5, allow_none=True, duplicate_iou=0.7, visibility_weight=1.0, similarity_weight=2.0, presence_weight=2.0,
                  fit_weight=2.0, **kwargs):
         self.match_size, self.threshold, self.presence_threshold, self.allow_none, self.duplicate_iou = match_size, threshold, presence_threshold, allow_none, duplicate_iou
         self.visibility_weight, self.similarity_weight, self.presence_weight, self.fit_weight = visibility_weight, similarity_weight, presence_weight, fit_weight
-        super().__init__(queries=queries, **kwargs)
+        super().__init__(queries=queries, referring_head=referring_head, **kwargs)
 
     def _validate(self) -> None:
         super()._validate()
