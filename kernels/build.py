@@ -46,13 +46,13 @@ def wanted() -> bool:
     return os.environ.get("FSRVOS_KERNELS") != "reference"
 
 
-def loaded(source: Path, what: str, otherwise: str = "") -> bool:
-    """`load`, or one warning that there is no kernel for `what` and that PyTorch does it, `otherwise`, and False: where there is no compiler, no ninja, no headers, or the disk is full; whatever it
+def loaded(source: Path, what: str, instead: str = "PyTorch's own operations take its place") -> bool:
+    """`load`, or one warning that there is no kernel for `what` and what happens `instead`, and False: where there is no compiler, no ninja, no headers, or the disk is full; whatever it
     is, the reference does."""
     try:
         load(source)
     except Exception as error:
         said = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        warnings.warn(f"no C++ kernel for {what} ({said}); PyTorch's own operations take its place{otherwise}", stacklevel=3)
+        warnings.warn(f"no C++ kernel for {what} ({said}); {instead}", stacklevel=3)
         return False
     return True

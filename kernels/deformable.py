@@ -14,7 +14,7 @@ from .build import loaded
 @lru_cache(maxsize=None)
 def cpu_kernel():
     "The function `(value, shapes, locations, weights) -> [B, Q, heads·D]`, or None (with one warning) where it cannot be built."
-    if not loaded(Path(__file__).with_name("deformable.cpp"), "deformable attention", ", and a training step takes a quarter longer"):
+    if not loaded(Path(__file__).with_name("deformable.cpp"), "deformable attention", "PyTorch's own operations take its place, and a training step takes a quarter longer"):
         return None
     torch.library.register_fake("fsrvos::sample_levels", _fake)
     torch.library.register_fake("fsrvos::sample_levels_backward", _fake_backward)

@@ -6,8 +6,20 @@ import numpy as np
 import pytest
 
 from fsrvos.evaluation.metrics import boundary_map, contour_accuracy, region_and_contour, region_similarity
+from fsrvos.kernels import build, contour
+from fsrvos.kernels.contour import contour_counts
 
 GOLDEN = Path(__file__).parent / "golden" / "metric_golden.npz"
+
+
+@pytest.fixture(params=["C++", "NumPy"], autouse=True)
+def counted_by(request, monkeypatch):
+    "Every test is of both ways to count."
+    if request.param == "NumPy":
+        monkeypatch.setenv("FSRVOS_KERNELS", "reference")
+    if request.param == "C++" and contour_counts() is None:
+        pytest.skip("no C++ compiler here: NumPy counts")
+    assert (contour_counts() is None) == (request.param == "NumPy")
 
 
 def slow_boundary(mask):
@@ -165,6 +177,34 @@ def test_clip_is_frame_by_frame():
 def test_hardly_a_frame(shape):
     for value in (np.zeros(shape, bool), np.ones(shape, bool)):
         assert region_similarity(value, value) == contour_accuracy(value, value) == 1 and region_and_contour(value, value) == (1, 1)
+
+
+@pytest.mark.parametrize("width", [1, 63, 64, 65, 127, 128, 129, 300])
+@pytest.mark.parametrize("bound_th", [1, 5.5, 40, 70, 200, 1000])
+def test_words_rows_and_disks_of_any_size(width, bound_th, monkeypatch):
+    rng = np.random.default_rng(width)
+    prediction, truth = (rng.random((3, 37, width)) < np.array([.003, .5, .99])[:, None, None] for _ in range(2))
+    counted = region_and_contour(prediction, truth, bound_th)
+    monkeypatch.setenv("FSRVOS_KERNELS", "reference")
+    assert all(np.array_equal(a, b) for a, b in zip(counted, region_and_contour(prediction, truth, bound_th)))
+
+
+def test_without_a_compiler_numpy_counts(monkeypatch):
+    monkeypatch.delenv("FSRVOS_KERNELS", raising=False)
+    monkeypatch.setattr(build, "load", lambda source: (_ for _ in ()).throw(RuntimeError("no compiler")))
+    contour._kernel.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"no C\+\+ kernel for J and F \(RuntimeError: no compiler\); NumPy counts"):
+            assert region_and_contour(PIXEL, PIXEL) == (1, 1)
+        assert contour_counts() is None
+    finally:
+        contour._kernel.cache_clear()
+
+
+def test_masks_that_must_not_be_written_to(recwarn):
+    mask = np.eye(9, dtype=bool)
+    mask.setflags(write=False)
+    assert region_and_contour(mask, mask) == (1, 1) and not recwarn.list
 
 
 def test_inputs_stay_as_they_were():

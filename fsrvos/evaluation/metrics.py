@@ -11,6 +11,8 @@ import math
 import cv2
 import numpy as np
 
+from ..kernels.contour import contour_counts
+
 # %% ../../nbs/evaluation/00_metrics.ipynb #bf861dee
 def _as_clips(prediction, ground_truth):
     "Both masks as bool `[T, H, W]`, and whether they came as a single `[H, W]`; ValueError where they are no pair of boolean masks."
@@ -100,13 +102,17 @@ def _with_margins(outlines, reach):
     return wide
 
 
+def _halves(radius):
+    "How far the disk of `radius` reaches to either side in its middle row, and in those at distances 1, 2, ..."
+    return [math.isqrt(int(radius ** 2) - d * d) for d in range(int(radius) + 1)]
+
+
 def _near(wide, radius):
     "Outlines with margins -> pixels within `radius` of an outline pixel, each bit for itself, without the rows of the margins."
     reach, stride = int(radius), wide.shape[1]
     near = np.zeros((len(wide) - 2 * reach - 1) * stride, np.uint8)
     grown, spare, length = wide.ravel().copy(), np.empty(wide.size, np.uint8), 1  # grown: every pixel with `length - 1` more after it
-    for d in range(reach, -1, -1):
-        half = math.isqrt(int(radius ** 2) - d * d)
+    for d, half in reversed(list(enumerate(_halves(radius)))):
         while length < 2 * half + 1:
             step = min(length, 2 * half + 1 - length)
             spare[:step] = grown[:step]
@@ -141,11 +147,20 @@ def _boundary_f(outlines, radius):
     if not width:
         return 1.0
     wide = _with_margins(outlines[:, left:left + width], reach)
-    found, matched = _counts(wide[reach:reach + len(outlines)], _near(wide, radius))
+    return _f(*_counts(wide[reach:reach + len(outlines)], _near(wide, radius)))
+
+
+def _f(found, matched):
+    "F of one frame: how many outline pixels there are, and how many of them are near the other outline, (prediction, ground truth) each."
     if 0 in found:
-        return 0.0
+        return float(found[0] == found[1])
     precision, recall = matched[0] / found[0], matched[1] / found[1]
     return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
+
+
+def _j(count, shared):
+    "J of one frame: pixels of both masks, a shared one counted twice, and shared ones."
+    return shared / (count - shared) if count else 1.0
 
 
 def _bits(folded):
@@ -165,8 +180,7 @@ def _j_and_f(prediction, ground_truth, radius):
     in_both = pixels >> 1
     in_both &= pixels
     in_both &= 0x55  # the bits of the prediction
-    count, shared = _bits(pixels), _bits(in_both)
-    return shared / (count - shared) if count else 1.0, f
+    return _j(_bits(pixels), _bits(in_both)), f
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #5601c216
 def region_and_contour(prediction, ground_truth, bound_th=0.008):
@@ -175,8 +189,14 @@ def region_and_contour(prediction, ground_truth, bound_th=0.008):
     `bound_th`: F's tolerance as a share of the image diagonal, or in pixels where it is 1 or more. The published FS-RVOS numbers use 0.010.
     """
     prediction, ground_truth, single = _as_clips(prediction, ground_truth)
-    radius = tolerance(*prediction.shape[1:], bound_th)
-    j, f = np.array([_j_and_f(p, g, radius) for p, g in zip(prediction, ground_truth)], float).reshape(-1, 2).T.copy()
+    (height, width), counter = prediction.shape[1:], contour_counts()
+    radius = tolerance(height, width, bound_th)
+    if counter is None:
+        pairs = [_j_and_f(p, g, radius) for p, g in zip(prediction, ground_truth)]
+    else:  # what reaches beyond the frame finds nothing there
+        counts = counter(prediction, ground_truth, [min(half, width) for half in _halves(radius)[:max(height, 1)]]).tolist()
+        pairs = [(_j(*frame[:2]), _f(frame[2:4], frame[4:])) for frame in counts]
+    j, f = np.array(pairs, float).reshape(-1, 2).T.copy()
     return (float(j[0]), float(f[0])) if single else (j, f)
 
 
