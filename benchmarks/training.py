@@ -1,5 +1,5 @@
-"""Training steps of `cma_plus` at size cpu: the plain path (`plain.py`) against ours, float32 against bfloat16 autocast, fused AdamW against one loop over tensors, in turns; and the
-share of the time of `train` that is spent waiting for data.
+"""Training steps of `cma_plus` at size cpu: the plain path (`plain.py`) against ours, float32 against bfloat16 autocast, fused AdamW against one loop over tensors, the
+encoder compiled or not, in turns; and the share of the time of `train` that is spent waiting for data.
 
 python benchmarks/training.py    renders and encodes a small corpus of its own, writes benchmarks/training.json beside itself (on a GPU machine training.cuda.json).
 """
@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,6 +34,7 @@ WAYS = {  # plain path?, autocast?, which AdamW
     "ours, bfloat16": (False, True, {"fused": True}),
     "ours, bfloat16, AdamW foreach": (False, True, {"foreach": True}),
 }
+COMPILED = "ours, bfloat16, encoder compiled"  # by torch.compile: the part whose shapes are always the same (the whole has others for each length of a sentence, and compiles anew for each)
 
 
 def small_study(folder: Path, classes: int = CLASSES, steps: int = STEPS) -> tuple[EpisodeDataset, FSRVOSConfig, TrainSettings]:
@@ -49,10 +51,12 @@ def small_study(folder: Path, classes: int = CLASSES, steps: int = STEPS) -> tup
     return dataset, FSRVOSConfig.from_preset(params["model"]["preset"], **method_config(params, METHOD)), TrainSettings(**settings)
 
 
-def stepper(config: FSRVOSConfig, settings: TrainSettings, batches: list, plain: bool, amp: bool, adamw: dict) -> Callable[[], float]:
+def stepper(config: FSRVOSConfig, settings: TrainSettings, batches: list, plain: bool, amp: bool, adamw: dict, compiled: bool = False) -> Callable[[], float]:
     "A function that makes one training step with the next of `batches` and returns the loss; each starts from the same weights."
     torch.manual_seed(0)
     model, judge, turn = FSRVOSModel(config).to(DEVICE).train(), Criterion(config), itertools.cycle(batches)
+    if compiled:
+        model.encoder.compile(dynamic=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, **adamw)
 
     def step() -> float:
@@ -82,12 +86,19 @@ def main() -> None:
         dataset, config, settings = small_study(Path(folder))
         batches = [batch.to(DEVICE) for batch in itertools.islice(batch_stream(dataset, settings, 0), 4)]
         firsts = {way: stepper(config, settings, batches, *options)() for way, options in WAYS.items()}
-        times = in_turns({way: stepper(config, settings, batches, *options) for way, options in WAYS.items()}, STEPS)
+        steps = {way: stepper(config, settings, batches, *options) for way, options in WAYS.items()}
+        steps[COMPILED] = stepper(config, settings, batches, *WAYS["ours, bfloat16"], compiled=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "compiled")  # or what an earlier run compiled would be found
+        begun = time.perf_counter()
+        firsts[COMPILED] = steps[COMPILED]()
+        compiling = time.perf_counter() - begun
+        times = in_turns(steps, STEPS)
         loop = waiting(dataset, config, settings, Path(folder) / "train")
     row = {way: time | {"steps_a_second": round(1e3 / time["median_ms"], 2)} for way, time in times.items()}
     row |= {"ratio ours": ratio(times, "plain, float32", "ours, float32"), "ratio bfloat16": ratio(times, "ours, float32", "ours, bfloat16"),
             "ratio plain against what the study runs": ratio(times, "plain, float32", "ours, bfloat16"),
-            "ratio fused AdamW": ratio(times, "ours, bfloat16, AdamW foreach", "ours, bfloat16"), "loss of the first step": {way: round(loss, 6) for way, loss in firsts.items()},
+            "ratio fused AdamW": ratio(times, "ours, bfloat16, AdamW foreach", "ours, bfloat16"), "ratio encoder compiled": ratio(times, "ours, bfloat16", COMPILED),
+            "the first step with the encoder compiled, seconds": round(compiling, 1), "loss of the first step": {way: round(loss, 6) for way, loss in firsts.items()},
             "loss of the first step, largest difference": abs(firsts["plain, float32"] - firsts["ours, float32"])}
     sizes = f"{METHOD}, batch of {settings.batch_size}, {dataset.n_frames} frames and {dataset.shots} shots of 128x192, from features"
     cases = {sizes: row | loop}
