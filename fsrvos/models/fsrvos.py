@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'CHOICES', 'FSRVOSConfig', 'FSRVOSOutput', 'select', 'level_padding', 'WeightError', 'EncodedModel',
-           'FSRVOSModel']
+           'FSRVOSModel', 'further_sentences']
 
 # %% ../../nbs/models/06_fsrvos.ipynb #e4223f8a
 import shutil
@@ -368,49 +368,63 @@ class FSRVOSModel(EncodedModel):
         mask_features = self.pixel_decoder([finest, *maps[:3]], words, word_mask, paddings)
         looks = maps[1] if prior is None else torch.cat((maps[1], prior), 2)
         metric = self.metric(query_levels[2], support_levels[2], support_masks) if c.support_metric else None
-        output, evidence = self._predict(hidden, starts, ends, mask_features, looks, metric, words, word_mask, query_sizes)
+        asked, there = words[:, None], word_mask[:, None]
+        if other_words is not None and c.referring_head == "look" and c.use_words:
+            asked, there = further_sentences(asked, there, self.resizer(other_words), other_word_mask)
+        output, evidence = self._predict(hidden, starts, ends, mask_features, looks, metric, asked, there, query_sizes)
         if metric is not None and self.training:
             output.metric_maps, output.metric_support = metric
-        if other_words is not None and evidence and c.use_words:
-            output.other_logits = self._ask(evidence, self.resizer(other_words), other_word_mask)
+        return self._complete(output, evidence, asked, there, query_levels)
+
+    def _complete(self, output: FSRVOSOutput, evidence: Tensor | None, words: Tensor, word_mask: Tensor, levels: list[Tensor]) -> FSRVOSOutput:
+        "What a subclass adds to the output, from what `_predict` found and was asked; here nothing."
         return output
 
-    def _ask(self, evidence: list[Tensor], words: Tensor, word_mask: Tensor) -> Tensor:
-        "Evidence of every layer [B, T, N, C], words [B, E, L, C] -> logits [layers, B, E, T, N], final layer first."
-        b, count = word_mask.shape[:2]
-        flat = torch.stack((evidence[-1], *evidence[:-1])).repeat_interleave(count, 1)             # [layers, B·E, T, N, C]
-        repeat = lambda x: x.flatten(0, 1).repeat(len(evidence), *[1] * (x.dim() - 2))
-        logits = self.referring_head(flat.flatten(0, 1), repeat(words), repeat(word_mask)).squeeze(-1)
-        return logits.view(len(evidence), b, count, *logits.shape[1:])
-
-    def _predict(self, hidden, starts, ends, mask_features, looks, metric, words, word_mask, query_sizes) -> tuple[FSRVOSOutput, list[Tensor]]:
-        "The heads of every decoder layer -> the output, and the evidence of a looking head by layer (empty without one)."
-        (b, t), (h, w), n = mask_features.shape[:2], mask_features.shape[-2:], hidden.shape[2]
-        if query_sizes is None:
-            size = hidden.new_tensor([4.0 * w, 4.0 * h]).expand(b, 2)
+    def _predict(self, hidden: Tensor, starts: Tensor, ends: Tensor, mask_features: Tensor, looks: Tensor, metric: tuple[Tensor, Tensor] | None, words: Tensor, word_mask: Tensor,
+                 query_sizes: Tensor | None) -> tuple[FSRVOSOutput, Tensor | None]:
+        """The heads of all decoder layers at once; hidden, starts and ends as the decoder gives them, words [B, 1 + E, L, C]: the sentence, and further ones for a looking head alone
+        -> the output, and what a looking head knows, final layer first [layers, B, T, N, C]."""
+        (b, t), evidence, others = mask_features.shape[:2], None, None
+        hidden, starts, ends = (x.roll(1, 0) for x in (hidden, starts, ends))                       # that of the final layer first
+        masks, (hidden, starts, boxes) = self._draw(hidden, ends, mask_features, query_sizes), (x.unflatten(1, (b, t)) for x in (hidden, starts, ends))
+        if self.config.referring_head == "look":
+            evidence = self.referring_head.evidence(hidden, boxes, masks, looks, metric)
+            answers = self._ask(evidence, words, word_mask)
+            logits, others = answers[:, :, 0], answers[:, :, 1:].squeeze(-1) if words.shape[1] > 1 else None
         else:
-            size = query_sizes.flip(-1).to(hidden)
-        size = size.repeat_interleave(t, 0)[:, None]                                              # [B·T, 1, 2] (w, h)
-        flat = mask_features.flatten(0, 1)
-        outputs, evidence = [], []
-        for layer in range(len(hidden)):
-            masks = self.mask_head(flat, self.controller(hidden[layer]), ends[layer][..., :2].detach() * size).view(b, t, n, h, w)
-            shaped = hidden[layer].view(b, t, n, -1)
-            boxes = ends[layer].view(b, t, n, 4)
-            if self.config.referring_head == "look":
-                evidence.append(self.referring_head.evidence(shaped, boxes, masks, looks, metric))
-                logits = self.referring_head(evidence[-1], words, word_mask)
-            else:
-                logits = self.class_embed[layer](shaped)
-            outputs.append(dict(pred_logits=logits, pred_boxes=boxes, pred_masks=masks))
-        dense = self.dense_head(flat).view(b, t, h, w) if self.config.dense_auxiliary and self.training else None
-        return FSRVOSOutput(**outputs[-1], reference_points=starts[-1].view(b, t, n, 2), aux_outputs=outputs[:-1], dense_logits=dense), evidence
+            logits = torch.stack([embed(x) for embed, x in zip((self.class_embed[-1], *self.class_embed[:-1]), hidden)])
+        last, *earlier = (dict(pred_logits=x, pred_boxes=y, pred_masks=z) for x, y, z in zip(logits, boxes, masks))
+        dense = self.dense_head(mask_features.flatten(0, 1)).unflatten(0, (b, t)).squeeze(2) if self.config.dense_auxiliary and self.training else None
+        return FSRVOSOutput(**last, reference_points=starts[0], aux_outputs=earlier, dense_logits=dense, other_logits=others), evidence
+
+    def _draw(self, hidden: Tensor, ends: Tensor, mask_features: Tensor, query_sizes: Tensor | None) -> Tensor:
+        "The masks of all layers, as if each had queries of its own: hidden [layers, B·T, N, C], ends [layers, B·T, N, 4], mask features [B, T, C, h, w] -> logits [layers, B, T, N, h, w]."
+        (b, t), (h, w), layers = mask_features.shape[:2], mask_features.shape[-2:], len(hidden)
+        size = hidden.new_tensor([4.0 * w, 4.0 * h]).expand(b, 2) if query_sizes is None else query_sizes.flip(-1).to(hidden)
+        together = lambda x: x.transpose(0, 1).flatten(1, 2)                                        # [B·T, layers·N, ·]
+        centres = together(ends[..., :2].detach()) * size.repeat_interleave(t, 0)[:, None]
+        masks = self.mask_head(mask_features.flatten(0, 1), together(self.controller(hidden)), centres)
+        return masks.view(b, t, layers, -1, h, w).movedim(2, 0)
+
+    def _ask(self, evidence: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
+        "Evidence [layers, B, T, N, C], words [B, S, L, C], word_mask [B, S, L] -> logits [layers, B, S, T, N, 1], of all layers and sentences at once."
+        layers, (b, count) = len(evidence), word_mask.shape[:2]
+        repeat = lambda x: x.flatten(0, 1).repeat(layers, *[1] * (x.dim() - 2))
+        return self.referring_head(evidence.repeat_interleave(count, 1).flatten(0, 1), repeat(words), repeat(word_mask)).unflatten(0, (layers, b, count))
 
 # %% ../../nbs/models/06_fsrvos.ipynb #3eb76ca4
 def _no_words(words: Tensor) -> tuple[Tensor, Tensor]:
     "One zero word in place of a sentence."
     nothing = torch.zeros_like(words[:, :1])
     return nothing, torch.ones(nothing.shape[:2], dtype=torch.bool, device=words.device)
+
+
+def further_sentences(words: Tensor, word_mask: Tensor, other_words: Tensor, other_word_mask: Tensor) -> tuple[Tensor, Tensor]:
+    "Sentences [B, S, L, C] and further ones [B, E, L', C] with their masks [B, ·, ·] -> [B, S + E, max(L, L'), C] and its mask."
+    longest = max(words.shape[2], other_words.shape[2])
+    fill = lambda x: F.pad(x, (0, 0, 0, longest - x.shape[2]))
+    fill_mask = lambda x: F.pad(x, (0, longest - x.shape[2]))
+    return torch.cat((fill(words), fill(other_words)), 1), torch.cat((fill_mask(word_mask), fill_mask(other_word_mask)), 1)
 
 
 def _mean_word(words: Tensor, word_mask: Tensor) -> Tensor:

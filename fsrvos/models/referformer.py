@@ -56,4 +56,4 @@ class ReferFormerModel(FSRVOSModel):
         pyramid = [query_levels[0], *maps[:3]]
         paddings = [level_padding(query_padding, x.shape[-2:]) for x in pyramid]
         mask_features = self.pixel_decoder(pyramid, words, word_mask, paddings)
-        return self._predict(hidden, starts, ends, mask_features, maps[1], None, words, word_mask, query_sizes)[0]
+        return self._predict(hidden, starts, ends, mask_features, maps[1], None, words[:, None], word_mask[:, None], query_sizes)[0]

@@ -23,25 +23,24 @@ def score_bias(prior: float = 0.01) -> float:
 
 
 def pool_under_masks(masks: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of maps [B, T, C, h, w] under mask logits [B, T, N, H, W] -> [B, T, N, C], and the masks' shares of the frame [B, T, N, 1].
+    """Mean of maps [B, T, C, h, w] under mask logits [..., B, T, N, H, W] -> [..., B, T, N, C], and the masks' shares of the frame [..., B, T, N, 1].
 
     Masks carry no gradient here: the score must not bend the masks.
     """
-    weights = F.adaptive_avg_pool2d(masks.detach().float().sigmoid().flatten(0, 1), maps.shape[-2:]).unflatten(0, maps.shape[:2])
-    share = weights.mean((-1, -2))[..., None]
-    pooled = weights.flatten(3) @ maps.float().flatten(3).transpose(-1, -2)
-    return pooled / weights.sum((-1, -2)).clamp(min=1e-4)[..., None], share
+    weights = F.adaptive_avg_pool2d(masks.detach().float().sigmoid().flatten(0, -4), maps.shape[-2:]).view(*masks.shape[:-2], -1)
+    pooled = torch.einsum("...btnp,btcp->...btnc", weights, maps.float().flatten(3))
+    return pooled / weights.sum(-1, keepdim=True).clamp(min=1e-4), weights.mean(-1, keepdim=True)
 
 # %% ../../nbs/models/05_referring.ipynb #fd0d4175
 PLACE = 16  # numbers that `relative_places` gives
 
 
 def relative_places(boxes: Tensor, share: Tensor) -> Tensor:
-    "Boxes [B, T, N, 4] cxcywh in [0, 1] and mask shares [B, T, N, 1] -> [B, T, N, 16], each number of order 1."
+    "Boxes [..., T, N, 4] cxcywh in [0, 1] and mask shares [..., T, N, 1] -> [..., T, N, 16], each number of order 1."
     place = torch.cat((boxes[..., :2] - .5, boxes[..., 2:] - .25), -1) * 4
-    own = torch.cat((place, (place - place.mean(1, keepdim=True)) * 8), -1)
+    own = torch.cat((place, (place - place.mean(-3, keepdim=True)) * 8), -1)
     weight = share + 1e-4
-    others = ((weight * own).sum(2, keepdim=True) - weight * own) / (weight.sum(2, keepdim=True) - weight).clamp(min=1e-4)
+    others = ((weight * own).sum(-2, keepdim=True) - weight * own) / (weight.sum(-2, keepdim=True) - weight).clamp(min=1e-4)
     return torch.cat((own, own - others), -1)
 
 # %% ../../nbs/models/05_referring.ipynb #6f2ac5b7
@@ -70,7 +69,7 @@ LIKENESS_SCALE = 4.0  # cosines differ by tenths, the other inputs by ones
 
 
 def likeness(under: Tensor, support: Tensor) -> Tensor:
-    "Cosine of what lies under each mask to the support's object: [B, T, N, D] and [B, D] -> [B, T, N, 1]."
+    "Cosine of what lies under each mask to the support's object: [..., B, T, N, D] and [B, D] -> [..., B, T, N, 1]."
     return F.normalize(under, dim=-1) @ support[:, None, :, None]
 
 
@@ -87,17 +86,17 @@ class LookingHead(nn.Module):
     def evidence(self, hidden: Tensor, boxes: Tensor, masks: Tensor, maps: Tensor, metric: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """What is known of each query in each frame, before any word is read.
 
-        hidden [B, T, N, C], boxes [B, T, N, 4], masks [B, T, N, H, W] logits, maps [B, T, looks, h, w], metric: maps [B, T, D, h, w] and the
-        support's object [B, D] of an `ObjectMetric` -> [B, T, N, C].
+        hidden [..., B, T, N, C] (of one decoder layer or of several), boxes [..., B, T, N, 4], masks [..., B, T, N, H, W] logits, maps [B, T, looks, h, w], metric: maps
+        [B, T, D, h, w] and the support's object [B, D] of an `ObjectMetric` -> [..., B, T, N, C].
         """
-        t, c = hidden.shape[1], hidden.shape[-1]
+        t, c = hidden.shape[-3], hidden.shape[-1]
         objects, support = metric or (None, None)
         pooled, share = pool_under_masks(masks, maps if metric is None else torch.cat((maps.float(), objects.float()), 2))
         looks = [pooled[..., :maps.shape[2]], share.sqrt()]
         if metric is not None:
             looks.append(LIKENESS_SCALE * likeness(pooled[..., maps.shape[2]:], support))
         x = self.hidden(hidden) + self.look(torch.cat(looks, -1)) + self.place(relative_places(boxes.detach().float(), share))
-        return x + sine_positions_1d(torch.ones(1, t, dtype=torch.bool, device=x.device), c)[:, :, None]
+        return x + sine_positions_1d(torch.ones(1, t, dtype=torch.bool, device=x.device), c)[0, :, None]
 
     def forward(self, evidence: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
         "evidence [B, T, N, C], words [B, L, C], word_mask bool [B, L] -> logits [B, T, N, 1]."

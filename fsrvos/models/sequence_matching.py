@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .deformable import MLP
-from .fsrvos import FSRVOSConfig, FSRVOSModel, FSRVOSOutput, _no_words
+from .fsrvos import FSRVOSConfig, FSRVOSModel, FSRVOSOutput
 from .fusion import sine_positions_1d
 from .linking import SequenceSet, keep_sequences
 from .referring import CompareBlock
@@ -23,8 +23,8 @@ from .word_fit import WordFit, looks_under
 
 # %% ../../nbs/models/11_sequence_matching.ipynb #2ea94aef
 def pool(x: Tensor, logits: Tensor, dim: int) -> Tensor:
-    "Mean of x [..., C] over `dim`, weighted by the softmax of logits [...]."
-    return (x * logits.softmax(dim)[..., None]).sum(dim)
+    "Mean of x [..., C] over axis `dim` of logits [...], weighted by their softmax."
+    return (x * logits.softmax(dim)[..., None]).sum(dim if dim >= 0 else dim - 1)
 
 
 def mean_logit(logits: Tensor, dim: int) -> Tensor:
@@ -47,13 +47,13 @@ class SequenceMatcher(nn.Module):
         self.fit_in_similarity, self.fit_in_presence, self.likely = (nn.Parameter(torch.tensor(x)) for x in (0.5, 2.0, 2.0))
 
     def visibility(self, evidence: Tensor) -> Tensor:
-        "Evidence [B, T, N, C] -> logits [B, T, N]: does the sequence show its object in the frame?"
+        "Evidence [..., T, N, C] -> logits [..., T, N]: does the sequence show its object in the frame?"
         return self.visible(evidence).squeeze(-1)
 
     def embed(self, evidence: Tensor) -> Tensor:
-        "Evidence [B, T, N, C] -> one embedding for each sequence [B, N, C], before any word is read."
+        "Evidence [..., T, N, C] -> one embedding for each sequence [..., N, C], before any word is read."
         weight = self.attention(evidence).squeeze(-1) + F.logsigmoid(self.visibility(evidence))
-        return pool(evidence, weight, 1)
+        return pool(evidence, weight, -2)
 
     def forward(self, sequences: Tensor, looks: Tensor, referring: Tensor, words: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sequences [B, N, C], their looks [B, N, ·] (`looks_under`), logits of their mean referring scores [B, N], words [B, L, C], word_mask bool [B, L] -> logits: similarity, if
@@ -97,7 +97,7 @@ class SequenceMatchingConfig(FSRVOSConfig):
 class SequenceOutput(FSRVOSOutput):
     """`FSRVOSOutput` with similarity_logits [layers, B, N], presence_logits [layers, B], fit_logits [layers, B, N] (does it look as the words say?) and visibility_logits [layers, B, T, N]
     (final layer first), embeddings [B, N, C] (of the final layer), and in training other_similarity [layers, B, E, N], other_presence [layers, B, E] and other_fit [layers, B, E, N] for further
-    sentences; evidence: for each layer [B, T, N, C], until the matcher has read it."""
+    sentences."""
 
     similarity_logits: Tensor = None
     presence_logits: Tensor = None
@@ -107,7 +107,6 @@ class SequenceOutput(FSRVOSOutput):
     other_similarity: Tensor = None
     other_presence: Tensor = None
     other_fit: Tensor = None
-    evidence: list = None
 
     def scores(self) -> Tensor:
         "What is compared with σ: [B, N] in (0, 1), of the final layer: similarity and mean referring score, halfway between their logits."
@@ -131,38 +130,28 @@ class SequenceMatchingModel(FSRVOSModel):
         super().__init__(config)
         self.matcher = SequenceMatcher(config.size, config.match_size, config.heads, config.vision_channels[:2], config.dropout)
 
-    def _predict(self, hidden, starts, ends, mask_features, looks, metric, words, word_mask, query_sizes) -> tuple[SequenceOutput, list[Tensor]]:
+    def _predict(self, hidden: Tensor, starts: Tensor, ends: Tensor, *args) -> tuple[FSRVOSOutput, Tensor]:
         if not self.training:  # the heads of the other layers are for the losses alone
             hidden, starts, ends = hidden[-1:], starts[-1:], ends[-1:]
-        output, evidence = super()._predict(hidden, starts, ends, mask_features, looks, metric, words, word_mask, query_sizes)
-        return SequenceOutput(**output, evidence=[evidence[-1], *evidence[:-1]]), evidence
+        return super()._predict(hidden, starts, ends, *args)
 
-    def decode(self, query_levels: list[Tensor], words: Tensor, word_mask: Tensor, *args, other_words: Tensor | None = None, other_word_mask: Tensor | None = None, **kwargs) -> SequenceOutput:
-        "As `FSRVOSModel.decode`; the sentence, and further ones, are asked of the matcher, too."
-        output = super().decode(query_levels, words, word_mask, *args, other_words=other_words, other_word_mask=other_word_mask, **kwargs)
-        if not self.config.use_words:
-            (words, word_mask), other_words = _no_words(words), None
-        return self.match(output, query_levels, self.resizer(words), word_mask, None if other_words is None else self.resizer(other_words), other_word_mask)
-
-    def match(self, output: SequenceOutput, levels: list[Tensor], words: Tensor, word_mask: Tensor, other_words: Tensor | None = None, other_word_mask: Tensor | None = None) -> SequenceOutput:
-        "Spend the output's evidence on what the matcher says of it. levels: frozen features [B, T, C, h, w], finest first; words [B, L, C] and other_words [B, E, L, C] of the model's width."
-        evidence, output.evidence = output.evidence, None
-        sequences, visibility = [self.matcher.embed(x) for x in evidence], [self.matcher.visibility(x) for x in evidence]
-        masks = [output.pred_masks, *(layer["pred_masks"] for layer in output.aux_outputs)]
-        looks = [looks_under(levels[:2], *both) for both in zip(masks, visibility)]
-        referring = [mean_logit(x.detach().squeeze(-1), 1) for x in (output.pred_logits, *(layer["pred_logits"] for layer in output.aux_outputs))]
-        asked = [self.matcher(*each, words, word_mask) for each in zip(sequences, looks, referring)]
-        output.similarity_logits, output.presence_logits, output.fit_logits = map(torch.stack, zip(*asked))
-        output.visibility_logits, output.embeddings = torch.stack(visibility), sequences[0]
-        if other_words is not None:
-            likely = mean_logit(output.other_logits.detach(), 3)                                       # [layers, B, E, N]
-            output.other_similarity, output.other_presence, output.other_fit = self._ask_matcher(torch.stack(sequences), torch.stack(looks), likely, other_words, other_word_mask)
+    def _complete(self, output: FSRVOSOutput, evidence: Tensor, words: Tensor, word_mask: Tensor, levels: list[Tensor]) -> SequenceOutput:
+        "What the matcher says of evidence [layers, B, T, N, C] (final layer first), asked S sentences of the model's width, words [B, S, L, C]; levels: frozen features [B, T, C, h, w], finest first."
+        every = lambda name: torch.stack([output[name], *(layer[name] for layer in output.aux_outputs)])
+        sequences, visibility, logits = self.matcher.embed(evidence), self.matcher.visibility(evidence), every("pred_logits").squeeze(-1)[:, :, None]
+        if output.other_logits is not None:
+            logits = torch.cat((logits, output.other_logits), 2)                                       # [layers, B, S, T, N]
+        looks = looks_under(levels[:2], every("pred_masks"), visibility)
+        similarity, presence, fit = self._ask_matcher(sequences, looks, mean_logit(logits.detach(), 3), words, word_mask)
+        output = SequenceOutput(**output, similarity_logits=similarity[:, :, 0], presence_logits=presence[:, :, 0], fit_logits=fit[:, :, 0], visibility_logits=visibility, embeddings=sequences[0])
+        if words.shape[1] > 1:
+            output.other_similarity, output.other_presence, output.other_fit = (x[:, :, 1:] for x in (similarity, presence, fit))
         return output
 
     def _ask_matcher(self, sequences: Tensor, looks: Tensor, referring: Tensor, words: Tensor, word_mask: Tensor) -> list[Tensor]:
-        "Sequences and looks [layers, B, N, ·], referring [layers, B, E, N], words [B, E, L, C] -> similarities [layers, B, E, N], presence [layers, B, E] and fits [layers, B, E, N]."
+        "Sequences and looks [layers, B, N, ·], referring [layers, B, S, N], words [B, S, L, C] -> similarities [layers, B, S, N], presence [layers, B, S] and fits [layers, B, S, N]."
         (layers, b), count = sequences.shape[:2], word_mask.shape[1]
-        of_clip = lambda x: x.repeat_interleave(count, 1).flatten(0, 1)                           # [layers·B·E, N, ·]
+        of_clip = lambda x: x.repeat_interleave(count, 1).flatten(0, 1)                           # [layers·B·S, N, ·]
         repeat = lambda x: x.flatten(0, 1).repeat(layers, *[1] * (x.dim() - 2))
         return [x.unflatten(0, (layers, b, count)) for x in self.matcher(of_clip(sequences), of_clip(looks), referring.flatten(0, 2), repeat(words), repeat(word_mask))]
 

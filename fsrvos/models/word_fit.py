@@ -17,13 +17,13 @@ from .referring import pool_under_masks
 # %% ../../nbs/models/10a_word_fit.ipynb #f1700006
 @torch.no_grad()
 def looks_under(levels: list[Tensor], masks: Tensor, visibility: Tensor) -> Tensor:
-    "Means over the clip of levels, each [B, T, C, h, w], under mask logits [B, T, N, H, W] where visibility logits [B, T, N] are high -> [B, N, sum of C]."
+    "Means over the clip of levels, each [B, T, C, h, w], under mask logits [..., B, T, N, H, W] where visibility logits [..., B, T, N] are high -> [..., B, N, sum of C]."
     with torch.autocast(masks.device.type, enabled=False):  # sums of bfloat16 have three digits
         seen, looks = visibility.float().sigmoid()[..., None], []
         for level in levels:
             pooled, share = pool_under_masks(masks, level)
             weight = share * seen + 1e-6
-            looks.append((pooled * weight).sum(1) / weight.sum(1))
+            looks.append((pooled * weight).sum(-3) / weight.sum(-3))
         return torch.cat(looks, -1)
 
 # %% ../../nbs/models/10a_word_fit.ipynb #f1700009
