@@ -70,16 +70,19 @@ def test_every_part_of_the_plain_path_is_replaced(models, monkeypatch):
     assert calls["fsrvos.models.fusion.attend"] == chunks * (2 * c.levels + blocks + c.decoder_layers), "eq. 1 of both sides, the pyramid, the decoder"
     assert calls["fsrvos.models.affinity.attend"] == chunks * 2 * c.levels, "eq. 2 and 3"
     assert calls["fsrvos.models.deformable.sampler"] == chunks * layers
-    assert calls["fsrvos.models.mask_decoder.DynamicMaskHead._convolve"] == chunks * c.decoder_layers, "the heads of every layer"
+    assert calls["fsrvos.models.mask_decoder.DynamicMaskHead._convolve"] == chunks * c.decoder_layers, "the head of every layer on its own"
+    assert calls["fsrvos.models.deformable.DeformableAttention._near_points"] == chunks * c.encoder_layers and calls["fsrvos.models.deformable.short_softmax"] == chunks * layers
+    assert calls["fsrvos.models.fsrvos.support_transform"] == chunks * min(c.levels, 3)
     before = sum(calls.values())
     with torch.no_grad():
         model(inputs["chunks"][0], *inputs["words"], *inputs["support"], *inputs["support_words"])
     assert sum(calls.values()) == before + 2, "outside of it nothing is replaced (but what this test counts itself)"
 
 
-def test_gradients_of_the_plain_path(models):
+@pytest.mark.parametrize("kind", ["paper", "ours", "several"])
+def test_gradients_of_the_plain_path(models, kind):
     torch.manual_seed(0)
-    model, (b, t, k) = copy.deepcopy(models["paper"]), (2, 2, 2)
+    model, (b, t, k) = copy.deepcopy(models[kind]), (2, 2, 2)
     for module in model.modules():  # a new model samples pixels' very centres, where the derivative by the place jumps and a rounding chooses the side
         if isinstance(module, DeformableAttention):
             module.sampling_offsets.bias.data += .2 + .3 * torch.rand_like(module.sampling_offsets.bias)

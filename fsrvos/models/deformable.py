@@ -119,7 +119,8 @@ class DeformableAttention(nn.Module):
         near = self._near_points if reference.shape[-1] == 2 else self._in_boxes
         locations = near(offsets, reference, shapes).view(*split, 2)
         weights = short_softmax(self.attention_weights(query).unflatten(-1, (self.heads, -1))).view(split)
-        return self.output_proj(sampler(value.device)(value.unflatten(-1, (self.heads, -1)), shapes, locations, weights))
+        sampled = sampler(value.device)(value.unflatten(-1, (self.heads, -1)), shapes, locations, weights)
+        return self.output_proj(sampled.to(value.dtype))
 
     def _near_points(self, offsets: Tensor, points: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
         "Offsets [B, Q, heads·levels·P·2] in pixels of each level from points [B, Q, levels, 2] -> places, laid out like the offsets."
