@@ -105,6 +105,16 @@ def test_hashes_of_both_codes():
             new_hashes(said(), now)
 
 
+def test_hashes_are_asked_of_the_code_in_a_folder(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    for name in ("fsrvos", "kernels", "nbs", "dvc.yaml", "params.yaml"):
+        (tmp_path / name).symlink_to(root / name)
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"stages": {"code": {}, "train@cma-1": {}, "pretrain@cma": {}}}))
+    stages = confirm.hashes(tmp_path)["stages"]
+    assert stages.keys() == {"train@cma-1", "pretrain@cma"}, "the stage `code` makes no result"
+    assert {"model", "train", "curation"} <= {*stages["train@cma-1"]["reads"]} and not [name for name in stages["train@cma-1"]["reads"] if "code" in name]
+
+
 def test_stages_that_will_be_run_again_are_left_alone(tmp_path):
     then, now = made(tmp_path / "then"), made(tmp_path / "now", j=.75, model="other")
     assert differences(then, now, anew=["train"]) == {} and differences(then, now, anew=["evaluate"])
