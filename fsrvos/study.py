@@ -6,7 +6,8 @@
 __all__ = ['SIZES', 'SECTIONS', 'FREE', 'GROUPS', 'STARTS', 'EPISODES', 'PACKAGES', 'StudyError', 'deep_merge', 'read_yaml',
            'load_params', 'Cell', 'parse_cell', 'stage_of', 'pretraining', 'pretraining_of', 'method_config',
            'training_config', 'training_parts', 'architecture', 'used_parameters', 'code_hash', 'params_hash',
-           'provenance', 'Stage', 'load_stages', 'upstream', 'stage_provenance', 'thin_csv', 'choose_size']
+           'provenance', 'Stage', 'load_stages', 'imported_modules', 'code_run', 'write_code', 'upstream',
+           'stage_provenance', 'thin_csv', 'choose_size']
 
 # %% ../nbs/00_study.ipynb #df3ce98e
 import ast
@@ -16,6 +17,7 @@ import json
 import os
 import platform
 import re
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +28,14 @@ import yaml
 # %% ../nbs/00_study.ipynb #f3c32d9e
 class StudyError(ValueError):
     "A parameter, a cell or a stage that the study does not know; the message names the file, the field and the mend."
+
+# %% ../nbs/00_study.ipynb #c0de0000
+def _write(path: Path, text: str) -> None:
+    "Write a text under a temporary name first: a reader sees the file as it was or as it is, and never half of it."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 # %% ../nbs/00_study.ipynb #423e5711
 SIZES = ("smoke", "cpu", "gpu", "paper")
@@ -214,10 +224,13 @@ def used_parameters(namespace: dict, # the notebook's `globals()`
 # %% ../nbs/00_study.ipynb #5961d085
 def _digest(*parts: str) -> str: return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
-def _code_of(path: Path) -> str:
+def _read(path: Path) -> str:
+    try: return path.read_text(encoding="utf-8")
+    except FileNotFoundError: raise StudyError(f"{path}: no such code file") from None
+
+def _python(text: str, suffix: str) -> str:
     "The Python of a module, or of a notebook's code cells."
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".ipynb": return text
+    if suffix != ".ipynb": return text
     cells = ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
     return "\n".join(line for cell in cells for line in cell.split("\n") if not line.startswith("%"))
 
@@ -235,18 +248,17 @@ def _outline(node: object) -> str:
     fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
     return f"{type(node).__name__}({','.join(f'{name}={_outline(value)}' for name, value in fields)})"
 
-def _essence(path: Path) -> str:
-    "What a change of the file must change to count: the syntax tree of Python, the lines of C++ without comments."
-    if path.suffix == ".cpp": return "\n".join(line.split("//")[0].strip() for line in path.read_text(encoding="utf-8").split("\n"))
-    return _outline(_without_docstrings(ast.parse(_code_of(path))))
+@lru_cache(maxsize=None)  # stages share most of their modules
+def _essence(text: str, suffix: str) -> str:
+    "What a change of a file must change to count: the syntax tree of Python, the lines of C++ without comments."
+    if suffix == ".cpp": return "\n".join(line.split("//")[0].strip() for line in text.split("\n"))
+    return _outline(_without_docstrings(ast.parse(_python(text, suffix))))
 
 def code_hash(paths: Iterable[str | Path] # modules, notebooks, or folders of modules
              ) -> str:                    # 16 hex digits
     "Hash of the syntax trees under `paths`, the same whatever the comments, the docstrings and the line breaks."
     files = sorted({f for p in map(Path, paths) for f in ((*p.rglob("*.py"), *p.rglob("*.cpp")) if p.is_dir() else [p])})
-    absent = [str(f) for f in files if not f.exists()]
-    if absent: raise StudyError(f"{absent[0]}: no such code file")
-    return _digest(*(s for f in files for s in (f.as_posix(), _essence(f))))
+    return _digest(*(s for f in files for s in (f.as_posix(), _essence(_read(f), f.suffix))))
 
 # %% ../nbs/00_study.ipynb #b1ae549f
 def params_hash(params: dict # JSON-able
@@ -273,25 +285,65 @@ def provenance(params: dict,                   # what the result depends on
 # %% ../nbs/00_study.ipynb #124b913a
 class Stage(NamedTuple):
     "What `dvc.yaml` says of one stage; items of a matrix are not told apart."
-    code: tuple[str, ...]    # modules and the template notebook
+    code: tuple[str, ...]    # the template notebook, and modules among the dependencies: those that are imported by name alone, so that no import tells of them
     data: tuple[str, ...]    # the other dependencies
     params: tuple[str, ...]  # dotted names in `params.yaml`
     outs: tuple[str, ...]
 
-def _is_code(path: str) -> bool: return path.startswith(("fsrvos/", "nbs/", "kernels/"))
+def _is_code(path: str) -> bool: return path.startswith(("fsrvos/", "kernels/"))
 
 def _names(entries: list | None) -> tuple[str, ...]:
     "Outs, metrics and plots are strings or one-key mappings of options."
     return tuple(next(iter(e)) if isinstance(e, dict) else e for e in entries or ())
 
 def load_stages(path: str | Path = "dvc.yaml") -> dict[str, Stage]:
-    "Read the stages of the pipeline."
+    "Read the stages of the pipeline: all but `code`, which makes no result."
     def stage(body: dict) -> Stage:
-        body = body.get("do", body)
         deps = _names(body.get("deps"))
         outs = sum((_names(body.get(k)) for k in ("outs", "metrics", "plots")), ())
-        return Stage(tuple(d for d in deps if _is_code(d)), tuple(d for d in deps if not _is_code(d)), _names(body.get("params")), outs)
-    return {name: stage(body) for name, body in read_yaml(path)["stages"].items()}
+        template = re.findall(r"nbs/pipeline/\w+\.ipynb", body["cmd"])
+        params = tuple(p for p in body["params"] if isinstance(p, str))  # a mapping names another file: code.json
+        return Stage((*template, *filter(_is_code, deps)), tuple(d for d in deps if not _is_code(d)), params, outs)
+    return {name: stage(body.get("do", body)) for name, body in read_yaml(path)["stages"].items() if name != "code"}
+
+# %% ../nbs/00_study.ipynb #c0de0002
+@lru_cache(maxsize=None)  # stages share most of their modules
+def _names_imported(source: str, package: str) -> frozenset[str]:
+    "Names in `fsrvos` that code of `package` imports: modules, and what it takes out of them."
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import): names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = package.split(".")[:len(package.split(".")) + 1 - node.level] if node.level else []
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return frozenset(name for name in names if name.startswith("fsrvos."))
+
+def imported_modules(path: str | Path # a module or a notebook
+                    ) -> set[str]:    # modules, and the C++ beside them
+    "Files of the project's modules that this one imports, at its start or within a function."
+    path = Path(path)
+    package = ".".join(path.parent.parts).replace("kernels", "fsrvos.kernels")  # kernels/ is imported as fsrvos.kernels
+    stems = [name.replace("fsrvos.kernels", "kernels").replace(".", "/") for name in _names_imported(_python(_read(path), path.suffix), package)]
+    return {file for stem in stems for file in (f"{stem}.py", f"{stem}.cpp") if Path(file).exists()}
+
+def code_run(stage: Stage     # from `load_stages`
+            ) -> list[str]:   # files, in order
+    "Everything of the project that a stage runs: its notebook, and all modules that this and its modules import."
+    found, todo = set(), {*stage.code}
+    while todo:
+        file = todo.pop()
+        found.add(file)
+        if not file.endswith(".cpp"): todo |= imported_modules(file) - found
+    return sorted(found)
+
+def write_code(path: str | Path = "code.json" # for DVC
+              ) -> dict[str, str]:            # stage -> `code_hash`
+    "Write the hash of what each stage runs; a file that says so already is left alone."
+    path, hashes = Path(path), {name: code_hash(code_run(stage)) for name, stage in load_stages().items()}
+    text = json.dumps(hashes, indent=1) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text: _write(path, text)
+    return hashes
 
 # %% ../nbs/00_study.ipynb #97605385
 def _stem(path: str) -> str: return path.split("${")[0].rstrip("/") + "/"
@@ -313,12 +365,12 @@ def stage_provenance(stage: str,                  # name in `dvc.yaml` without t
                      item: str | None = None,     # the method that the stage's item runs, if it has one
                      pins: Iterable[str] = ("data.dvc",)
                     ) -> dict:                    # see `provenance`
-    "Provenance of a stage's result from the code and the parameters that `dvc.yaml` lists for it and everything upstream."
+    "Provenance of a stage's result from the code that it and everything upstream run, and the parameters that they read."
     stages = load_stages()
     chain = [stages[n] for n in upstream(stages, stage)]
     keys = sorted({k for s in chain for k in s.params if "${size}" not in k})
     used = {k: _lookup(params, k.replace("${item}", item or "").replace("${item.method}", item or "")) for k in keys}
-    return provenance(used, {c for s in chain for c in s.code}, [p for p in pins if Path(p).exists()])
+    return provenance(used, {file for s in chain for file in code_run(s)}, [p for p in pins if Path(p).exists()])
 
 # %% ../nbs/00_study.ipynb #6fd9a0f2
 def thin_csv(source: str | Path, # a CSV file with a header
@@ -329,12 +381,7 @@ def thin_csv(source: str | Path, # a CSV file with a header
     header, *lines = Path(source).read_text(encoding="utf-8").splitlines()
     step = -(-len(lines) // rows)
     kept = [line.split(",") for line in lines[::-1][::step or 1][::-1]]
-    text = "\n".join([header, *(",".join(f"{float(v):.5g}" for v in row) for row in kept)]) + "\n"
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, out)
+    _write(Path(out), "\n".join([header, *(",".join(f"{float(v):.5g}" for v in row) for row in kept)]) + "\n")
 
 # %% ../nbs/00_study.ipynb #35b59fa1
 def choose_size(size: str,                       # one of `SIZES`
@@ -348,7 +395,5 @@ def choose_size(size: str,                       # one of `SIZES`
     for key in FREE:
         if key in chosen: raw[key] = chosen.pop(key)
     if "methods" in chosen.get("pretrain", {}): raw["pretrain"]["methods"] = chosen["pretrain"].pop("methods")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
-    os.replace(temporary, path)
+    _write(path, yaml.safe_dump(raw, sort_keys=False))
     return load_params(path)

@@ -9,7 +9,7 @@ The code of COMMIT and that of this checkout each run every stage in the size `s
 bit for bit, numbers digit for digit, clocks apart. Sums that are added up in another order round otherwise, and a pixel at the very edge of a mask may fall to the other side: where a change does that to
 answers, --within says how far numbers that results hold may lie apart; features, weights and models may not. Stages that the change does concern are named with --anew: what they make is not
 compared, nor are parameters that they alone read, and it keeps its old hash until they are run again. Then the study's results and reports get the new code's hash, with the hash of the code that did measure them beside it (`measured_with`), and
-dvc.lock is told. Anything that differs is named, and nothing is changed.
+code.json and dvc.lock are told. Anything that differs is named, and nothing is changed.
 
 Both run here, because another processor rounds otherwise: what this machine makes cannot be held against what another one made."""
 import argparse
@@ -39,6 +39,8 @@ from fsrvos.study import load_params, load_stages, parse_cell, stage_provenance,
 params, pipeline, stages = load_params(), load_stages(), {}
 for name in yaml.safe_load(open("dvc.lock"))["stages"]:
     stage, _, item = name.partition("@")
+    if stage not in pipeline:  # `code`, which makes no result
+        continue
     made = stage_provenance(stage, params, item if item in params["methods"] else parse_cell(item).method if item else None)
     read = {key.split(".")[0] for above in upstream(pipeline, stage) for key in pipeline[above].params if "${size}" not in key}
     stages[name] = {**{k: made[k] for k in ("code", "params", "data")}, "reads": sorted(read)}
@@ -47,6 +49,8 @@ print(json.dumps({"params": params, "stages": stages}))
 
 TELL_DVC = """
 from dvc.repo import Repo
+from fsrvos.study import write_code
+write_code()
 with Repo() as repo, repo.lock:
     stages = [stage for stage in repo.index.stages if not stage.is_data_source]
     for stage in stages:
@@ -105,9 +109,9 @@ def number(text: str) -> float | str:
 
 
 def outs(folder: Path, anew: Collection[str] = ()) -> dict[str, str]:
-    "{path: md5} of all that the items in the folder's dvc.lock made, those of the stages `anew` apart; pictures and texts, which carry hashes, apart, too."
+    "{path: md5} of all that the items in the folder's dvc.lock made, those of the stages `anew` apart; hashes of code, and pictures and texts, which carry hashes, apart, too."
     stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
-    return {out["path"]: out["md5"] for name, stage in stages.items() if stage_of(name) not in anew for out in stage["outs"] if not out["path"].endswith((".png", ".md"))}
+    return {out["path"]: out["md5"] for name, stage in stages.items() if stage_of(name) not in (*anew, "code") for out in stage["outs"] if not out["path"].endswith((".png", ".md"))}
 
 
 def stage_of(item: str) -> str:
@@ -196,8 +200,8 @@ def restamp_picture(png: bytes, change: Callable[[str], str]) -> bytes:
 
 
 def restamp_study(folder: Path, table: dict[str, dict[str, str]]) -> list[str]:
-    "All results and reports of the study in `folder`, and its dvc.lock, which keeps what it says of data that are not there. -> the files that are others now."
-    changed, digest = {"dvc.lock": None}, lambda data: hashlib.sha256(data).hexdigest()[:16]
+    "All results and reports of the study in `folder`, its dvc.lock, which keeps what it says of data that are not there, and its code.json. -> the files that are others now."
+    changed, digest = {"dvc.lock": None, "code.json": None}, lambda data: hashlib.sha256(data).hexdigest()[:16]
     record = folder / "reports/provenance.json"  # holds the others' digests
     for path in (p for kept in ("results", "reports") for p in (folder / kept).rglob("*") if p.suffix in (".json", ".md", ".png")):
         before = path.read_bytes()

@@ -20,7 +20,7 @@ side_by_side() { # the lines on standard input; of a line, one after another. Wh
     xargs -P "${JOBS:-2}" -L 1 dvc --wait-for-lock repro --single-item
 }
 
-dvc repro curate
+dvc repro curate                        # and `code`, which it depends on: no item below has to ask what its code is
 printf '%s\n' features oracles | side_by_side
 each pretrain pretrain_compared | side_by_side
 { lines train train evaluate; lines train_compared train_compared evaluate_compared; each baseline; } | side_by_side

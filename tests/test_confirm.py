@@ -44,6 +44,14 @@ def test_what_differs_is_named(tmp_path, change, named):
     assert differences(made(tmp_path / "then"), made(tmp_path / "now", **change)) == named
 
 
+def test_hashes_of_code_are_no_result(tmp_path):
+    "Of two codes they always differ, and a commit may have none yet."
+    then, now = made(tmp_path / "then"), made(tmp_path / "now")
+    with (now / "dvc.lock").open("a") as lock:
+        lock.write("  code: {outs: [{path: code.json, md5: other}]}\n")
+    assert differences(then, now) == {}
+
+
 def test_what_is_there_once_alone_is_named(tmp_path):
     then, now = made(tmp_path / "then"), made(tmp_path / "now")
     lock = (now / "dvc.lock").read_text()
@@ -97,6 +105,16 @@ def test_hashes_of_both_codes():
             new_hashes(said(), now)
 
 
+def test_hashes_are_asked_of_the_code_in_a_folder(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    for name in ("fsrvos", "kernels", "nbs", "dvc.yaml", "params.yaml"):
+        (tmp_path / name).symlink_to(root / name)
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"stages": {"code": {}, "train@cma-1": {}, "pretrain@cma": {}}}))
+    stages = confirm.hashes(tmp_path)["stages"]
+    assert stages.keys() == {"train@cma-1", "pretrain@cma"}, "the stage `code` makes no result"
+    assert {"model", "train", "curation"} <= {*stages["train@cma-1"]["reads"]} and not [name for name in stages["train@cma-1"]["reads"] if "code" in name]
+
+
 def test_stages_that_will_be_run_again_are_left_alone(tmp_path):
     then, now = made(tmp_path / "then"), made(tmp_path / "now", j=.75, model="other")
     assert differences(then, now, anew=["train"]) == {} and differences(then, now, anew=["evaluate"])
@@ -135,14 +153,14 @@ printf 'stages: {a: {outs: [{path: results/a.json, md5: %s}]}}' "$(cat number.tx
 """)
     (root / "scripts/smoke.sh").chmod(0o755)
     (root / "fsrvos/x.py").write_text("")
-    for name, text in (("number.txt", "0.25"), ("code.txt", OLD), ("dvc.lock", "stages: {}\n")):
+    for name, text in (("number.txt", "0.25"), ("code.txt", OLD), ("dvc.lock", "stages: {}\n"), ("code.json", "{}")):
         (root / name).write_text(text)
     for words in ("init -q", "add -A", "-c user.name=a -c user.email=a@b commit -qm a"):
         subprocess.run(["git", *words.split()], cwd=root, check=True)
     monkeypatch.setattr(confirm, "ROOT", root)
     monkeypatch.setattr(confirm.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "scratch"))
     monkeypatch.setattr(confirm, "hashes", lambda folder: said(code=(folder / "code.txt").read_text()))
-    monkeypatch.setattr(confirm, "TELL_DVC", "open('dvc.lock', 'a').write('# told')")
+    monkeypatch.setattr(confirm, "TELL_DVC", "open('dvc.lock', 'a').write('# told'); open('code.json', 'w').write(open('code.txt').read())")
     return root
 
 
@@ -153,6 +171,7 @@ def test_the_same_numbers_get_the_new_hash(repository):
     record = json.loads((repository / "reports/provenance.json").read_text())
     assert record == {"made_by": {"code": NEW, "measured_with": OLD}, "files": {"a.md": digest(repository / "reports/a.md")}, "results": {"a.json": digest(repository / "results/a.json")}}
     assert (repository / "reports/a.md").read_text() == f"Made by: code {NEW}\n" and (repository / "dvc.lock").read_text().endswith("# told")
+    assert (repository / "code.json").read_text() == NEW
 
 
 def test_files_that_are_new_are_seen(repository):

@@ -11,9 +11,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from fsrvos.models.baselines import ARCHITECTURES
-from fsrvos.study import load_stages
+from fsrvos.study import Stage, code_run, load_stages, write_code
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = sorted((ROOT / "nbs/pipeline").glob("*.ipynb"))
@@ -42,52 +43,28 @@ def test_template(path):
 
 
 def test_every_stage_runs_its_template():
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    used = {re.search(r"nbs/pipeline/(\w+)\.ipynb", s.get("do", s)["cmd"])[1] for s in stages.values()}
-    assert used == {p.stem for p in TEMPLATES}
+    assert {stage.code[0] for stage in load_stages(ROOT / "dvc.yaml").values()} == {p.relative_to(ROOT).as_posix() for p in TEMPLATES}
 
 
-# ---- code among the dependencies
+# ---- the code that a stage runs
 
-def modules_imported(source: str, package: str = "") -> set[str]:
-    "Files of the project's modules that code of `package` imports, at its start or within a function."
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            start = package.split(".")[:len(package.split(".")) + 1 - node.level] if node.level else []
-            module = ".".join([*start, *([node.module] if node.module else [])])
-            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-    stems = {n.replace("fsrvos.kernels", "kernels").replace(".", "/") for n in names if n.startswith("fsrvos.")}
-    return {f for stem in stems for f in (f"{stem}.py", f"{stem}.cpp") if (ROOT / f).exists()}
+@pytest.fixture
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
 
 
-def closure(source: str) -> set[str]:
-    "Files of all modules that running the code imports."
-    found, todo = set(), modules_imported(source)
-    while todo:
-        file = todo.pop()
-        if file not in found:
-            found.add(file)
-            if file.endswith(".py"):
-                todo |= modules_imported((ROOT / file).read_text(), str(Path(file).parent).replace("/", "."))
-    return found
+def test_models_that_are_imported_by_name_are_dependencies():
+    "No import tells of them: of the stages of the compared methods, or a result would pass as fresh that is stale; of no other, or a change of one would make hours of results stale."
+    compared = {f"{module.replace('.', '/')}.py" for architecture, (module, _) in ARCHITECTURES.items() if architecture != "fsrvos"}
+    for name, stage in load_stages(ROOT / "dvc.yaml").items():
+        assert {*stage.code[1:]} == (compared if name.endswith("_compared") or name == "report_transfer" else set()), name
 
 
-# models that are imported when they are asked for: by the stages of the compared methods, and by no other
-COMPARED = "\n".join(f"import {module}" for module, _ in ARCHITECTURES.values())
-
-
-@pytest.mark.parametrize("name, stage", load_stages(ROOT / "dvc.yaml").items(), ids=lambda x: x if isinstance(x, str) else "")
-def test_deps_are_the_code_that_a_stage_runs(name, stage):
-    "No less, or a result would pass as fresh that is stale; no more, or another module would make hours of results stale."
-    notebook = next(c for c in stage.code if c.endswith(".ipynb"))
-    assert {*stage.code} - {notebook} == closure(code_of(ROOT / notebook)) | (closure(COMPARED) if name.endswith("_compared") or name == "report_transfer" else set())
-
-
-def test_imports_are_followed():
-    assert {"fsrvos/models/fusion.py", "kernels/deformable.py", "kernels/deformable.cpp"} <= closure("from fsrvos.models.fsrvos import FSRVOSModel")
+def test_imports_are_followed(at_the_root):
+    run = lambda *files: {*code_run(Stage(files, (), (), ()))}
+    assert {"fsrvos/models/fusion.py", "kernels/deformable.py", "kernels/deformable.cpp", "kernels/build.py"} <= run("fsrvos/models/fsrvos.py")
+    assert "kernels/deformable_programs.py" in run("kernels/deformable_triton.py"), "within a function, too"
+    assert "fsrvos/models/one_mask.py" in run("nbs/pipeline/train.ipynb", "fsrvos/models/danet.py") - run("nbs/pipeline/train.ipynb")
 
 
 def test_compiled_files_are_no_dependency():
@@ -96,9 +73,43 @@ def test_compiled_files_are_no_dependency():
     assert done.returncode == 0 and "__pycache__" in done.stdout
 
 
-def test_scoring_does_not_make_training_stale():
-    train = load_stages(ROOT / "dvc.yaml")["train"]
-    assert not [c for c in train.code if "evaluation" in c or "apps" in c] and "evaluate" not in " ".join(train.params)
+def test_scoring_does_not_make_training_stale(at_the_root):
+    train = load_stages()["train"]
+    assert not [c for c in code_run(train) if "evaluation" in c or "apps" in c] and "evaluate" not in " ".join(train.params)
+
+
+def test_the_hashes_of_code_are_those_of_the_code(at_the_root, tmp_path):
+    write_code(tmp_path / "code.json")
+    assert (ROOT / "code.json").read_text() == (tmp_path / "code.json").read_text(), "code.json is stale: `make study` and scripts/confirm.py write it, with dvc.lock"
+
+
+def test_every_stage_has_the_hash_of_its_own_code_for_a_parameter():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert {name: [p for p in stage.get("do", stage)["params"] if not isinstance(p, str)] for name, stage in stages.items() if name != "code"} == {name: [{"code.json": [name]}] for name in load_stages(ROOT / "dvc.yaml")}
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep")  # DVC's own
+def test_code_is_hashed_before_anything_runs():
+    with Repo(ROOT) as repo:
+        stages = {stage.addressing: stage for stage in repo.index.stages if not stage.is_data_source}
+        assert {*repo.index.graph.predecessors(stages["code"])} == {stage for name, stage in stages.items() if name != "code"}
+
+
+@pytest.mark.parametrize("module, text, concerned", [
+    ("fsrvos/evaluation/transfer.py", "MORE = 1", {"report_transfer"}),
+    ("fsrvos/models/one_mask.py", "MORE = 1", {"pretrain_compared", "train_compared", "evaluate_compared", "transfer_compared", "report_transfer"}),
+    ("kernels/contour.cpp", "int more;", None),
+    ("fsrvos/study.py", "# a comment", set()),
+])
+def test_a_module_makes_those_stale_that_run_it(tmp_path, monkeypatch, module, text, concerned):
+    for name in ("fsrvos", "kernels", "nbs/pipeline"): shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "kernels"))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = write_code()
+    with open(module, "a") as file: file.write(f"\n{text}\n")
+    after = write_code()
+    assert json.loads(Path("code.json").read_text()) == after
+    assert {name for name in before if before[name] != after[name]} == ({name for name, stage in load_stages().items() if module in code_run(stage)} if concerned is None else concerned)
 
 
 # ---- parameters arrive

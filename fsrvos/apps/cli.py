@@ -189,7 +189,7 @@ def report():
     "Write the tables and figures from the results that are there, and print Tables 1 to 5 and the ablations."
     if not any(Path("results/evaluate").glob("*.json")): raise StudyError("results/evaluate: no results yet; run `make repro`, or `fsrvos evaluate CELL`")
     more = {stage: table for stage, table in (("report_transfer", "transfer"), ("report_ablations", "ablations"), ("report_multi", "table5")) if any(Path(f"results/{stage.removeprefix('report_')}").glob("*.json"))}
-    reproduce("report", *more, alone=True)
+    reproduce("code", "report", *more, alone=True)
     for table in ("table1", *more.values()): print(Path(f"reports/{table}.md").read_text())
 
 # %% ../../nbs/apps/00_cli.ipynb #191b8a58
