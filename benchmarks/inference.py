@@ -61,7 +61,7 @@ def answer_ours(model: FSRVOSModel, chunks, words, support, support_words):
         known, said = inference.support(inference.encode_frames(support[0]), support[1], *encode(*support_words)), encode(*words)
         yield None
         for frames in chunks:
-            yield inference.decode(inference.encode_frames(frames), *said, known)
+            yield inference.decode(inference.clip(inference.encode_frames(frames), *said), known)
 
 
 def one(name: str, way: str, size: tuple[int, int], chunks: int, out: str) -> None:

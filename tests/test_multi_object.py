@@ -299,6 +299,24 @@ def test_one_clip_at_a_time_is_answered_by_inference_with_the_same_numbers(tiny,
     assert state.prepared is prepared is not None, "a support is prepared once"
 
 
+@pytest.mark.parametrize("chunk", [10, 4])
+def test_what_is_known_of_a_clip_and_a_sentence_is_computed_once_for_all_supports(tiny, model, chunk, monkeypatch):
+    corpus, source = tiny
+    support = support_manifest(corpus, ["cat", "dog"], runs=1, shots=2, max_queries=2)["runs"][0]["support"]
+    video = next(v for v in map(corpus.videos.get, corpus.videos_by_class["cat"]) if len({e.text for e in v.expressions}) > 1)
+    frames, size, (one, other) = tuple(video.frames), (video.height, video.width), sorted({e.text for e in video.expressions})[-2:]
+    predictor, asked = SequencePredictor(model, chunk=chunk), []
+    cat, dog = (predictor.encode_support(source, support[name]) for name in ("cat", "dog"))
+    pairs = [(cat, other), (dog, one), (dog, other), (cat, one), (cat, other)]
+    alone = [predictor.sequences([state], source, video.id, frames, [text], size)[0] for state, text in pairs]
+    clip = predictor.inference.clip
+    monkeypatch.setattr(predictor.inference, "clip", lambda *args: asked.append(args) or clip(*args))
+    together = predictor.sequences([state for state, _ in pairs], source, video.id, frames, [text for _, text in pairs], size)
+    assert len(asked) == 2 * len(chunks_of(len(frames), chunk, predictor.overlap))
+    assert all(torch.equal(a.referring, b.referring) and torch.equal(a.masks, b.masks) for a, b in zip(alone, together, strict=True))
+    assert len({a.referring.sum().item() for a in alone}) == 4, "each pair has an answer of its own"
+
+
 def test_videos_that_are_held_out(tiny):
     corpus, _ = tiny
     learn, apart = hold_out(corpus, ["cat", "dog"], 2)

@@ -335,7 +335,7 @@ class Segmenter:
 
     def _answer(self, levels: list[Tensor], words: Tensor, mask: Tensor, support: SupportState) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, float]:
         "-> mask logits [N, T, h, w], where each sequence is visible bool [N, T], scores [N], mean referring scores [N], embeddings [N, C] (None: single), presence."
-        output = self.inference.decode(levels, words, mask, support)
+        output = self.inference.decode(self.inference.clip(levels, words, mask), support)
         logits, referring = output.pred_masks[0].transpose(0, 1).float().cpu(), output.pred_logits[0, ..., 0].float().sigmoid().T.cpu()
         if self.single:  # eq. 7
             return logits, torch.ones(referring.shape, dtype=torch.bool), referring.mean(1), referring.mean(1), None, 1.0

@@ -113,7 +113,7 @@ class SequencePredictor(ModelPredictor):
         linkers, parts = [linker(self.overlap) for _ in texts], [[] for _ in texts]
         for chunk in chunks_of(len(frames), self.chunk, self.overlap):
             levels = self.encode_frames(source, video, [frames[t] for t in chunk])
-            for batch, output in self._answers(levels, states, [source.words(text) for text in texts]):
+            for batch, output in self._answers(levels, states, source, texts):
                 for i, part in zip(batch, _parts(output, size)):
                     owners = linkers[i].add(part.gated, part.scores, part.embeddings)
                     parts[i].append((chunk, owners, part))

@@ -162,7 +162,7 @@ class ModelPredictor:
             return self._linked(chunks, states, source, queries)
         answers: list = [None] * len(queries)
         levels = self.encode_frames(source, video, frames)
-        for batch, output in self._answers(levels, states, [source.words(q.text) for q in queries]):
+        for batch, output in self._answers(levels, states, source, [q.text for q in queries]):
             masks, scores, _ = select(output, size)
             for i, mask, score in zip(batch, masks.cpu().numpy(), scores.tolist()):
                 answers[i] = Prediction(mask, score)
@@ -174,7 +174,7 @@ class ModelPredictor:
         linkers = [SequenceLinker.of_queries(self.overlap) for _ in queries]
         for chunk in chunks:
             levels = self.encode_frames(source, video, [frames[t] for t in chunk])
-            for batch, output in self._answers(levels, states, [source.words(q.text) for q in queries]):
+            for batch, output in self._answers(levels, states, source, [q.text for q in queries]):
                 scores = output.pred_logits.float().sigmoid().mean(1).squeeze(-1).cpu()
                 for i, logits, score in zip(batch, output.pred_masks.float(), scores):
                     masks = F.interpolate(logits, size, mode="bilinear", align_corners=False) > 0
@@ -182,32 +182,40 @@ class ModelPredictor:
         found = [linker.answer(1.0, allow_none=False) for linker in linkers]
         return [Prediction(answer.masks[0].numpy(), float(answer.scores[0])) for answer in found]
 
-    def _answers(self, levels, states, words):
-        "(indices, output) of supports and sentences on one clip, those of one shape together."
+    def _answers(self, levels, states, source, texts):
+        "(indices, output) of supports and sentences on one clip: of `Inference` where it can, those of one sentence after each other; else of the model, those of one shape together."
+        if self.inference is not None:
+            for text, same in groupby(sorted(range(len(texts)), key=lambda i: texts[i]), key=lambda i: texts[i]):
+                yield from self._ask(levels, source.words(text), {i: states[i] for i in same})
+            return
         order = sorted(range(len(states)), key=lambda i: states[i].shape)
         for _, same in groupby(order, key=lambda i: states[i].shape):
             for batch in _batches(list(same), self.clips):
-                yield batch, self._ask(levels, [states[i] for i in batch], [words[i] for i in batch])
+                yield batch, self.decode(levels, [states[i] for i in batch], [source.words(texts[i]) for i in batch])
 
-    def _ask(self, levels, states, words):
-        "The model's output for B supports and sentences on one clip: of `Inference` where it can, else of the model."
-        if self.inference is None:
-            return self.decode(levels, states, words)
-        state, (sentence, there) = states[0], _pad_words([words[0].to(self.device)])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            if state.prepared is None:
-                state.prepared = self.inference.support([level[None] for level in state.levels], state.masks[None], *_pad_words([state.words]))
-            return self.inference.decode([level[None] for level in levels], sentence, there, state.prepared)
+    def _ask(self, levels, words, states):
+        "([index], output) of `Inference` for one clip and one sentence with each support `{index: state}`; what is known without a support is computed once, and held no longer than this sentence."
+        with self._autocast():
+            clip = self.inference.clip([level[None] for level in levels], *_pad_words([words.to(self.device)]))
+        for i, state in states.items():
+            with self._autocast():  # not around the loop: what becomes of the output is computed without it
+                if state.prepared is None:
+                    state.prepared = self.inference.support([level[None] for level in state.levels], state.masks[None], *_pad_words([state.words]))
+                output = self.inference.decode(clip, state.prepared)
+            yield [i], output
 
     @torch.no_grad()
     def decode(self, levels: list[torch.Tensor], states: list[SupportState], words: list[torch.Tensor]):
         "What `FSRVOSModel.decode` makes of one clip's features `[T, C, h, w]` per level, B supports and B sentences `[L, C]`, module by module."
         words, word_mask = _pad_words([w.to(self.device) for w in words])
         support_words, support_word_mask = _pad_words([state.words for state in states])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+        with self._autocast():
             return self.model.decode([level.expand(len(states), *level.shape) for level in levels], words, word_mask,
                                      [torch.stack(same_level) for same_level in zip(*(state.levels for state in states))],
                                      torch.stack([state.masks for state in states]), support_words, support_word_mask)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
 
 
 def _inference(model):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CPU_SLICE', 'GPU_SLICE', 'slices', 'linear', 'FeedForward', 'room_for', 'together', 'WordLook', 'PixelLook',
-           'merged_keys', 'SupportState', 'draw_masks', 'folded', 'Inference']
+           'BlockLook', 'merged_keys', 'SupportState', 'ClipState', 'draw_masks', 'folded', 'Inference']
 
 # %% ../../nbs/models/16_inference.ipynb #2e29a5ce
 import copy
@@ -23,7 +23,7 @@ from .deformable import DeformableAttention, pixel_references, sampler, short_so
 from .encoders import sees_clips
 from .fsrvos import FSRVOSModel, FSRVOSOutput, _like, _mean_word, _no_words
 from .fusion import Attention, attend, sine_positions_1d, sine_positions_2d
-from .mask_decoder import CrossModalFPN, DynamicMaskHead, PixelWordBlock
+from .mask_decoder import DynamicMaskHead, PixelWordBlock
 
 # %% ../../nbs/models/16_inference.ipynb #02ec9d65
 CPU_SLICE, GPU_SLICE = 2 ** 23, 2 ** 29  # bytes of the largest activation of a slice
@@ -159,6 +159,40 @@ class PixelLook:
         seen = sampler(x.device)(value, self.shapes, points.view(*split, 2), weights.view(split))
         return linear(seen.flatten(0, 1), a.output_proj.weight, a.output_proj.bias).view_as(x)
 
+# %% ../../nbs/models/16_inference.ipynb #6a1f0c25
+@dataclass
+class BlockLook:
+    "A `PixelWordBlock` for maps of one size and given words, in place."
+
+    block: PixelWordBlock
+    position: Tensor  # [1, C, h, w]
+    words: WordLook
+    at: Tensor        # [h·w, heads·L]
+    feed_forward: FeedForward
+
+    @classmethod
+    def of(cls, block: PixelWordBlock, words: Tensor, size: tuple[int, int]) -> "BlockLook":
+        "What `block` makes of maps of this size without padding, and of words [1, L, C], all of them there."
+        position, look = _positions(size, words.shape[-1], words.device), WordLook.of(block.multihead_attn, words)
+        return cls(block, position[None], look, look.at(position.flatten(1).mT), FeedForward.of(block, block.norm3))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        "Maps [T, C, h, w], channels last -> the same maps, replaced, some frames at a time."
+        attended = self._around(x)
+        for part in slices(len(x), 4 * x[0].numel(), x.device):
+            tokens = self.block.norm1(_tokens(x[part].add_(F.interpolate(attended[part], x.shape[-2:], mode="bilinear", align_corners=False))))
+            tokens = self.feed_forward(self.block.norm2(tokens + self.words(tokens, self.at)))
+            x[part] = tokens.mT.unflatten(2, x.shape[-2:])
+        return x
+
+    def _around(self, x: Tensor) -> Tensor:
+        "What the pixels of all frames [T, C, h, w] attend to among themselves, at 1/reduction of their size."
+        (t, c, h, w), r = x.shape, self.block.reduction
+        small = (max(h // r, 1), max(w // r, 1))
+        v, position = (F.interpolate(y, small, mode="nearest") for y in (x, self.position))
+        v, q = (y.permute(0, 2, 3, 1).reshape(1, -1, c) for y in (v, v + position))
+        return self.block.self_attn(q, q, v).view(t, *small, c).permute(0, 3, 1, 2)
+
 # %% ../../nbs/models/16_inference.ipynb #296b0d56
 def merged_keys(masked: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Masked features [1, C, h, w], and keys and values [1, D, h, w] that 3×3 convolutions made of them -> keys and values [1, S, D], those of empty surroundings as one, and
@@ -179,6 +213,20 @@ class SupportState:
     frozen: Tensor        # [1, K, C, h, w] at stride 16
     all_masks: Tensor     # float [1, K, H, W]
     keys: dict = field(default_factory=dict, repr=False)
+
+
+@dataclass
+class ClipState:
+    "A clip and a sentence as `Inference.decode` takes them: all that is known of both before a support is seen, for the model as it was then. Nothing in it is changed."
+
+    levels: list[Tensor]          # frozen features [1, T, C, h, w], finest first
+    words: Tensor                 # [1, L, C]
+    word_mask: Tensor             # bool [1, L], all of them there
+    sentence: Tensor | None       # [1, C], what queries that are no anchors start from
+    fused: list[Tensor]           # one [1, T, C, h, w] for each level, fused with words; with affinity "self+cross" also by eq. 2: half of the channels ask the support, half are what is put beside
+    layers: list[tuple[PixelLook, nn.LayerNorm, FeedForward]]  # of the deformable encoder
+    scales: dict[int, BlockLook]  # of the pyramid, those that attend to words; 1 is the finest
+    finest: Tensor                # [T, C, h4, w4], scale 1 before the coarser ones come to it
 
 # %% ../../nbs/models/16_inference.ipynb #b8fe2c5e
 def draw_masks(head: DynamicMaskHead, features: nn.Conv2d, y: Tensor, kernels: Tensor, centres: Tensor) -> Tensor:
@@ -250,26 +298,32 @@ class Inference:
         fused = [self._fuse(i, levels[min(i + 1, 3)][0, seen], look, c.transform_support)[None] for i in range(c.levels)]
         return SupportState(fused, masks[:, seen], levels[2], masks)
 
-    # -- the parts of `FSRVOSModel.decode` --------------------------------------------------------------------------
     @torch.no_grad()
-    def decode(self, levels: list[Tensor], words: Tensor, word_mask: Tensor, support: SupportState, sentence: Tensor | None = None) -> FSRVOSOutput:
-        "Features [1, T, C, h, w] by level, words [1, L, C_text], word_mask bool [1, L] -> what `FSRVOSModel.decode` gives, without aux_outputs. sentence: see there."
+    def clip(self, levels: list[Tensor], words: Tensor, word_mask: Tensor, sentence: Tensor | None = None) -> ClipState:
+        "Features [1, T, C, h, w] by level, words [1, L, C_text], word_mask bool [1, L] of a clip and what is asked about it; sentence: see `FSRVOSModel.decode`."
         m, c = self.model, self.config
         words = _present(words, word_mask) if c.use_words else _no_words(words)[0]
         word_mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
         if not c.anchor_queries:
             sentence = m.resizer(_mean_word(words, word_mask) if sentence is None or not c.use_words else sentence)
         words = m.resizer(words)
-        features = self._affinity(levels, words, support)
-        prior = similarity_prior(levels[2], support.frozen, support.all_masks) if c.similarity_prior else None
-        if prior is not None:
-            features = [x + _like(m.prior_proj(prior.flatten(0, 1)), x) for x in features]
-        maps, hidden, starts, ends = self._transform(features, sentence)
-        size = hidden.new_tensor([4.0 * levels[0].shape[-1], 4.0 * levels[0].shape[-2]])
+        look = WordLook.of(m.fusion_module.multihead_attn, words)
+        fused = [self._ask_itself(i, levels[min(i + 1, 3)][0], look)[None] for i in range(c.levels)]
+        sizes = [tuple(x.shape[-2:]) for x in (levels[0], *fused)]
+        scales = {i: BlockLook.of(getattr(m.pixel_decoder, f"cross_attn_{i}"), words, sizes[i - 1]) for i in range(5 - c.word_scales, 5)}
+        return ClipState(levels, words, word_mask, sentence, fused, self._encoder_layers(sizes[1:]), scales, self._adapt(1, levels[0][0], scales.get(1)))
+
+    # -- the parts of `FSRVOSModel.decode` --------------------------------------------------------------------------
+    @torch.no_grad()
+    def decode(self, clip: ClipState, support: SupportState) -> FSRVOSOutput:
+        "What `FSRVOSModel.decode` gives, without aux_outputs."
+        m, c = self.model, self.config
+        prior = similarity_prior(clip.levels[2], support.frozen, support.all_masks) if c.similarity_prior else None
+        maps, hidden, starts, ends = self._transform(self._features(clip, support, prior), clip)
+        size = hidden.new_tensor([4.0 * clip.levels[0].shape[-1], 4.0 * clip.levels[0].shape[-2]])
         kernels, centres = m.controller(hidden), ends[..., :2] * size
-        masks = [draw_masks(m.mask_head, m.pixel_decoder.mask_features, y, kernels[part], centres[part])
-                 for part, y in self._finest([levels[0], *maps[:3]], words)]
-        return self._scores(levels, words, word_mask, support, maps[1] if prior is None else torch.cat((maps[1], prior), 2), hidden, starts, ends, torch.cat(masks))
+        masks = [draw_masks(m.mask_head, m.pixel_decoder.mask_features, y, kernels[part], centres[part]) for part, y in self._finest(maps[:3], clip)]
+        return self._scores(clip, support, maps[1] if prior is None else torch.cat((maps[1], prior), 2), hidden, starts, ends, torch.cat(masks))
 
     def _fuse(self, i: int, feature: Tensor, look: WordLook, transform: bool = False) -> Tensor:
         "Level i of some frames [T, C_vision, h, w] -> [T, C, h, w], gated by words (eq. 1)."
@@ -278,33 +332,40 @@ class Inference:
         tokens = x.flatten(2).mT
         return (tokens * look(tokens)).mT.unflatten(2, x.shape[-2:])
 
-    def _affinity(self, levels: list[Tensor], words: Tensor, support: SupportState) -> list[Tensor]:
-        "Eq. 1 to 3: -> one [1, T, C, h, w] for each level."
-        look, t, features = WordLook.of(self.model.fusion_module.multihead_attn, words), levels[0].shape[1], []
-        for i in range(self.config.levels):
-            frames = levels[min(i + 1, 3)][0]
-            fuse = lambda part: self._fuse(i, frames[part], look)
-            if self.config.affinity == "self+cross":
-                features.append(self._self_and_cross(fuse, i, t, support)[None])
-            else:
-                features.append(self.model.affinity(fuse(slice(0, t))[None], support.fused[i], support.masks))
-        return features
-
-    def _self_and_cross(self, fuse, i: int, t: int, support: SupportState) -> Tensor:
-        "Eq. 2 and 3 for level i, some frames at a time; `fuse` gives the fused features of a slice of frames. -> [T, C, h, w]."
-        affinity, tokens = self.model.affinity, lambda x: x.flatten(2).mT
-        middle = fuse(slice(t // 2, t // 2 + 1))
-        h, w = middle.shape[-2:]
-        own = tokens(affinity.query_qkv.Key(middle)).contiguous(), tokens(affinity.query_qkv.Value(middle)).contiguous()  # or all logits would be written down
-        keys, values, counts = self._support_keys(support, i, (h, w))
-        bias = None if counts is None else counts[None, :, None]
+    def _ask_itself(self, i: int, frames: Tensor, look: WordLook) -> Tensor:
+        "Level i [T, C_vision, h, w] -> `ClipState.fused` [T, C, h, w]: eq. 1 and, where the support is asked next, eq. 2, some frames at a time."
+        affinity, t = self.model.affinity, len(frames)
+        if self.config.affinity != "self+cross":
+            return self._fuse(i, frames, look)
+        middle = self._fuse(i, frames[t // 2:t // 2 + 1], look)
+        own = _tokens(affinity.query_qkv.Key(middle)).contiguous(), _tokens(affinity.query_qkv.Value(middle)).contiguous()  # or all logits would be written down
         out = room_for(t, middle)
         for part in slices(t, 4 * middle[0].numel(), middle.device):
-            x = fuse(part)
-            q = tokens(affinity.query_qkv.query(x)).flatten(0, 1)[None, None]              # [1, 1, T·h·w, C/2]
+            x = self._fuse(i, frames[part], look)
+            q = _tokens(affinity.query_qkv.query(x)).flatten(0, 1)[None, None]                 # [1, 1, t·h·w, C/2]
             q = affinity.layer_norm(q + attend(q, *(y[None] for y in own)))
+            out[part] = torch.cat((_maps(q, x), affinity.conv_q(x)), 1)
+        return out
+
+    def _features(self, clip: ClipState, support: SupportState, prior: Tensor | None) -> list[Tensor]:
+        "What the deformable encoder is given: one [1, T, C, h, w] for each level; prior: similarities [1, T, 3, h, w]."
+        features = [self._ask_support(i, x, support) for i, x in enumerate(clip.fused)]
+        if prior is None:
+            return features
+        return [x + _like(self.model.prior_proj(prior.flatten(0, 1)), x) for x in features]
+
+    def _ask_support(self, i: int, fused: Tensor, support: SupportState) -> Tensor:
+        "Level i [1, T, C, h, w] of `ClipState.fused` -> like it: eq. 3, some frames at a time."
+        affinity, (t, c, h, w) = self.model.affinity, fused.shape[1:]
+        if self.config.affinity != "self+cross":
+            return affinity(fused, support.fused[i], support.masks)
+        keys, values, counts = self._support_keys(support, i, (h, w))
+        bias, out = None if counts is None else counts[None, :, None], torch.empty_like(fused)
+        for part in slices(t, 4 * c * h * w, fused.device):
+            x, rest = fused[0, part].split(c // 2, 1)
+            q = _tokens(x).flatten(0, 1)[None, None].contiguous()                              # [1, 1, t·h·w, C/2]
             q = affinity.layer_norm(q + attend(q, keys[None], values[None], bias))
-            out[part] = torch.cat((q[0, 0].unflatten(0, (len(x), h, w)).permute(0, 3, 1, 2), affinity.conv_q(x)), 1)
+            out[0, part] = torch.cat((_maps(q, x), rest), 1)
         return out
 
     def _support_keys(self, support: SupportState, i: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -321,57 +382,56 @@ class Inference:
                 support.keys[i, size] = keys, values, None
         return support.keys[i, size]
 
-    def _transform(self, features: list[Tensor], sentence: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    def _encoder_layers(self, shapes: list[tuple[int, int]]) -> list[tuple[PixelLook, nn.LayerNorm, FeedForward]]:
+        "The deformable encoder for levels of these shapes."
+        m = self.model
+        position = torch.cat([(_positions(s, m.config.size, m.device) + e[:, None, None]).flatten(1) for s, e in zip(shapes, m.level_embed)], 1).mT
+        return [(PixelLook.of(layer.self_attn, position, shapes), layer.norm1, FeedForward.of(layer, layer.norm2)) for layer in m.encoder.layers]
+
+    def _transform(self, features: list[Tensor], clip: ClipState) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         "Deformable encoder and decoder -> memory by level [1, T, C, h, w]; hidden [T, N, C], starting centres [T, N, 2] and boxes [T, N, 4] of the last layer."
-        m, (t, c), shapes = self.model, features[0].shape[1:3], [tuple(x.shape[-2:]) for x in features]
-        position = torch.cat([(_positions(s, c, m.device) + e[:, None, None]).flatten(1) for s, e in zip(shapes, m.level_embed)], 1).mT[None]
-        tokens, found = torch.cat([x[0].flatten(2).mT for x in features], 1), []
-        layers = [(PixelLook.of(layer.self_attn, position[0], shapes), layer.norm1, FeedForward.of(layer, layer.norm2)) for layer in m.encoder.layers]
+        m, t, shapes = self.model, features[0].shape[1], [tuple(x.shape[-2:]) for x in features]
+        tokens, found = torch.cat([_tokens(x[0]) for x in features], 1), []
         for part in slices(t, 4 * tokens[0].numel(), tokens.device):
             count = part.stop - part.start
             valid = tokens.new_ones(count, len(shapes), 2)
-            for look, norm, feed_forward in layers:
+            for look, norm, feed_forward in clip.layers:
                 feed_forward(tokens[part].copy_(norm(look(tokens[part]).add_(tokens[part]))))
-            start = m._queries(sentence, 1, count)
+            start = m._queries(clip.sentence, 1, count)
             found.append([x[-1] for x in m.decoder(start["content"], start["places"], tokens[part], shapes, valid, None, start["position"])])
         maps = [x.mT.unflatten(2, s)[None] for x, s in zip(tokens.split([h * w for h, w in shapes], 1), shapes)]
         return maps, *(torch.cat(x) for x in zip(*found))
 
-    def _finest(self, features: list[Tensor], words: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        "The pyramid over features [1, T, C, h, w], finest first -> (frames, what the mask features are made of [t, C, h, w])."
-        decoder, y = self.model.pixel_decoder, None
+    def _finest(self, maps: list[Tensor], clip: ClipState) -> Iterator[tuple[slice, Tensor]]:
+        "The pyramid over maps [1, T, C, h, w] at strides 8, 16, 32 and the clip's finest scale -> (frames, what the mask features are made of [t, C, h, w])."
+        y, t = None, maps[0].shape[1]
         for i in (4, 3, 2):
-            y, = together(((part, [z]) for part, z in self._scale(decoder, i, features[i - 1][0], y, words)), len(features[0][0]))
-        return self._scale(decoder, 1, features[0][0], decoder.narrow(y), words)
+            y, = together(((part, [z]) for part, z in self._merge(i, self._adapt(i, maps[i - 2][0], clip.scales.get(i)), y)), t)
+        return self._merge(1, clip.finest, self.model.pixel_decoder.narrow(y))
 
-    def _scale(self, decoder: CrossModalFPN, i: int, feature: Tensor, coarse: Tensor | None, words: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        "Scale i of the pyramid for frames [T, C, h, w] and the coarser scale [T, C, h', w'] -> (frames, result) of some frames at a time."
-        adapter, merge, block = (getattr(decoder, f"{name}_{i}", None) for name in ("adapter", "layer", "cross_attn"))
-        t, size = len(feature), feature.shape[-2:]
-        parts = list(slices(t, 4 * adapter.out_channels * size[0] * size[1], feature.device))
-        x, = together(((part, [adapter(feature[part])]) for part in parts), t)
-        if block is not None:
-            attended, position = _look_around(block, x), _positions(tuple(size), x.shape[1], x.device).flatten(1).mT
-            look, feed_forward = WordLook.of(block.multihead_attn, words), FeedForward.of(block, block.norm3)
-            at = look.at(position)
-        for part in parts:
-            z = x[part]
-            if block is not None:
-                z = feed_forward(_look_at_words(block, z, attended[part], look, at)).mT.unflatten(2, size)
-            if coarse is not None:
-                z.add_(F.interpolate(coarse[part], size, mode="nearest"))
-            yield part, merge(z)
+    def _adapt(self, i: int, feature: Tensor, look: BlockLook | None) -> Tensor:
+        "Scale i of the pyramid for frames [T, C, h, w], before the coarser ones come to it: [T, C', h, w]."
+        adapter, (t, _, h, w) = getattr(self.model.pixel_decoder, f"adapter_{i}"), feature.shape
+        layout = torch.preserve_format if look is None else torch.channels_last  # what looks is made of tokens, and is put back where it was
+        x, = together(((part, [adapter(feature[part]).to(memory_format=layout)]) for part in slices(t, 4 * adapter.out_channels * h * w, feature.device)), t)
+        return x if look is None else look(x)
 
-    def _scores(self, levels, words, word_mask, support, looks, hidden, starts, ends, masks) -> FSRVOSOutput:
+    def _merge(self, i: int, x: Tensor, coarse: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+        "Scale i [T, C, h, w] and the coarser scale [T, C, h', w'] -> (frames, result) of some frames at a time."
+        merge = getattr(self.model.pixel_decoder, f"layer_{i}")
+        for part in slices(len(x), 4 * x[0].numel(), x.device):
+            yield part, merge(x[part] if coarse is None else x[part] + F.interpolate(coarse[part], x.shape[-2:], mode="nearest"))
+
+    def _scores(self, clip, support, looks, hidden, starts, ends, masks) -> FSRVOSOutput:
         "The referring scores of the last layer, and the output."
         m, c = self.model, self.config
         hidden, starts, ends, masks = (x[None] for x in (hidden, starts, ends, masks))
         if c.referring_head == "linear":
             return FSRVOSOutput(m.class_embed[-1](hidden), ends, masks, starts, aux_outputs=[])
-        metric = m.metric(levels[2], support.frozen, support.all_masks) if c.support_metric else None
+        metric = m.metric(clip.levels[2], support.frozen, support.all_masks) if c.support_metric else None
         evidence = m.referring_head.evidence(hidden, ends, masks, looks, metric)
-        output = FSRVOSOutput(m.referring_head(evidence, words, word_mask), ends, masks, starts, aux_outputs=[])
-        return m._complete(output, evidence[None], words[:, None], word_mask[:, None], levels)
+        output = FSRVOSOutput(m.referring_head(evidence, clip.words, clip.word_mask), ends, masks, starts, aux_outputs=[])
+        return m._complete(output, evidence[None], clip.words[:, None], clip.word_mask[:, None], clip.levels)
 
 # %% ../../nbs/models/16_inference.ipynb #ab8e0bbf
 def _present(words: Tensor, word_mask: Tensor) -> Tensor:
@@ -384,16 +444,11 @@ def _positions(size: tuple[int, int], channels: int, device: torch.device) -> Te
     return sine_positions_2d(torch.ones(1, *size, dtype=torch.bool, device=device), channels)[0]
 
 
-def _look_around(block: PixelWordBlock, x: Tensor) -> Tensor:
-    "What the pixels of all frames [T, C, h, w] attend to among themselves, at 1/reduction of their size."
-    (t, c, h, w), r = x.shape, block.reduction
-    small = (max(h // r, 1), max(w // r, 1))
-    v, position = (F.interpolate(y, small, mode="nearest") for y in (x, _positions((h, w), c, x.device)[None]))
-    v, q = (y.permute(0, 2, 3, 1).reshape(1, -1, c) for y in (v, v + position))
-    return block.self_attn(q, q, v).view(t, *small, c).permute(0, 3, 1, 2)
+def _tokens(x: Tensor) -> Tensor:
+    "[T, C, h, w] -> [T, h·w, C]."
+    return x.flatten(2).mT
 
 
-def _look_at_words(block: PixelWordBlock, x: Tensor, attended: Tensor, look: WordLook, at: Tensor) -> Tensor:
-    "What the block does next with some frames [t, C, h, w], which are spent: adds what was attended to, looks at words. -> tokens [t, h·w, C]."
-    tokens = block.norm1(x.add_(F.interpolate(attended, x.shape[-2:], mode="bilinear", align_corners=False)).flatten(2).mT)
-    return block.norm2(tokens + look(tokens, at))
+def _maps(tokens: Tensor, like: Tensor) -> Tensor:
+    "[1, 1, T·h·w, C] -> [T, C, h, w] of the size of `like`."
+    return tokens.view(len(like), *like.shape[-2:], -1).permute(0, 3, 1, 2)
