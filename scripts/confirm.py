@@ -1,4 +1,4 @@
-"""confirm.py [COMMIT] [--within X] [--anew STAGE ...]: results stay valid after a change of code that changes no number, if both codes, run in small on this machine, make the same.
+"""confirm.py [COMMIT] [--within X] [--trained R] [--anew STAGE ...]: results stay valid after a change of code that changes no number, if both codes, run in small on this machine, make the same.
 
 A change of code that results depend on makes all of them stale, also when it cannot change a number (a new option and its parameter, a renamed variable). Five hours of the study need not be run
 again for that:
@@ -7,7 +7,9 @@ again for that:
 
 The code of COMMIT and that of this checkout each run every stage in the size `smoke`, with a cell of each method (scripts/smoke.sh --every-method). All of it must be equal: features, weights and models
 bit for bit, numbers digit for digit, clocks apart. Sums that are added up in another order round otherwise, and a pixel at the very edge of a mask may fall to the other side: where a change does that to
-answers, --within says how far numbers that results hold may lie apart; features, weights and models may not. Stages that the change does concern are named with --anew: what they make is not
+answers, --within says how far numbers that results hold may lie apart; features, weights and models may not. Where it does that to training, no two trainings stay the same, as small as the change is: each
+step divides by the size of its gradient. --trained says how far a model may lie from the other code's, as a share of its weights' norm (another seed makes some 0.5); both train in float32 then, which rounds
+the least. Stages that the change does concern are named with --anew: what they make is not
 compared, nor are parameters that they alone read, and it keeps its old hash until they are run again. Then the study's results and reports get the new code's hash, with the hash of the code that did measure them beside it (`measured_with`), and
 code.json and dvc.lock are told. Anything that differs is named, and nothing is changed.
 
@@ -74,11 +76,11 @@ def check_out(folder: Path, commit: str | None) -> Path:
     return folder
 
 
-def run_small(folders: list[Path]) -> None:
-    "The pipeline in small in each of the folders, side by side; SystemExit with the end of what one said that failed."
+def run_small(folders: list[Path], *options: str) -> None:
+    "The pipeline in small in each of the folders, side by side; SystemExit with the end of what one said that failed. options: of scripts/smoke.sh."
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     logs = [folder.with_suffix(".log") for folder in folders]
-    running = [subprocess.Popen(["scripts/smoke.sh", "--every-method"], cwd=folder, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT) for folder, log in zip(folders, logs)]
+    running = [subprocess.Popen(["scripts/smoke.sh", "--every-method", *options], cwd=folder, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT) for folder, log in zip(folders, logs)]
     for process, log in zip(running, logs):
         if process.wait():
             sys.exit(f"the pipeline in small failed:\n{log.read_text()[-3000:]}")
@@ -130,11 +132,25 @@ def _apart(path: str, then: Path, now: Path) -> float:
     if then.is_dir() and now.is_dir():
         names = [sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) for folder in (then, now)]
         return max((_apart(name, then / name, now / name) for name in names[0]), default=0.0) if names[0] == names[1] else math.inf
+    if path.endswith(".safetensors") and then.is_file() and now.is_file():
+        return weights_apart(then, now)
     if path.endswith((".png", ".md")):
         return 0.0
     if not (then.is_file() and now.is_file() and path.endswith((".json", ".csv"))):
         return math.inf
     return distance(without_clocks(path, then.read_text()), without_clocks(path, now.read_text()))
+
+
+def weights_apart(then: Path, now: Path) -> float:
+    "The norm of the difference of two models' weights as a share of the first one's; infinite where they have other weights."
+    from safetensors.numpy import load_file  # here, so that the rest runs without it
+
+    a, b = load_file(then), load_file(now)
+    if {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in b.items()}:
+        return math.inf
+    square = lambda arrays: sum(float((x.astype("float64") ** 2).sum()) for x in arrays)
+    share = math.sqrt(square(b[k].astype("float64") - v for k, v in a.items()) / max(square(a.values()), 1e-300))
+    return math.inf if math.isnan(share) else share
 
 
 def distance(a: object, b: object) -> float:
@@ -215,17 +231,19 @@ def restamp_study(folder: Path, table: dict[str, dict[str, str]]) -> list[str]:
     return [*changed]
 
 
-def confirm(commit: str, within: float = 0.0, anew: Collection[str] = ()) -> None:
+def confirm(commit: str, within: float = 0.0, trained: float = 0.0, anew: Collection[str] = ()) -> None:
     if subprocess.run(["git", "diff", "--quiet", commit, "--", *KEPT], cwd=ROOT).returncode:
         sys.exit(f"results, reports or dvc.lock are not those of {commit}; what was measured with other code is not to be stamped: git diff {commit} -- {' '.join(KEPT)}")
     scratch = Path(tempfile.mkdtemp(prefix="confirm-"))
     then, now = check_out(scratch / "then", commit), check_out(scratch / "now", None)
     table = new_hashes(hashes(then), hashes(now), anew)
-    run_small([then, now])
+    run_small([then, now], *["--float32"] * (trained > 0))
     apart = differences(then / "runs/smoke", now / "runs/smoke", anew)
-    if wrong := [f"{path}: {by:.2g}" for path, by in apart.items() if by > within]:
+    models = {path: by for path, by in apart.items() if path.startswith("data/")}
+    if wrong := [f"{path}: {by:.2g}" for path, by in apart.items() if by > (trained if path in models else within)]:
         sys.exit("\n  ".join([f"not the same in then/runs/smoke and now/runs/smoke of {scratch}, apart by:", *wrong]))  # kept, to be looked at
-    print(f"the same: {len(outs(now / 'runs/smoke', anew))} results, models and folders of data" + (f"; {len(apart)} of them but for {max(apart.values()):.2g}" if apart else ""))
+    print(f"the same: {len(outs(now / 'runs/smoke', anew))} results, models and folders of data" + "".join(
+        f"; {len(them)} {what} of them but for {max(them.values()):.2g}" for what, them in (("models", models), ("results", {p: by for p, by in apart.items() if p not in models})) if them))
     for path in restamp_study(now, table):
         shutil.copy(now / path, ROOT / path)
     shutil.rmtree(scratch)
@@ -236,5 +254,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("commit", nargs="?", default="HEAD")
     parser.add_argument("--within", type=float, default=0.0)
+    parser.add_argument("--trained", type=float, default=0.0, metavar="R")
     parser.add_argument("--anew", nargs="+", default=(), metavar="STAGE")
     confirm(**vars(parser.parse_args()))

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The whole pipeline in the size `smoke`, in a temporary clone: the committed reports and dvc.lock stay what they are.
 # The clone is of HEAD with what differs from it in tracked files; reports, results, dvc.lock and executed notebooks come back to runs/smoke.
-# scripts/smoke.sh --every-method: with a cell of each method that the study trains (scripts/confirm.py asks for that).
+# scripts/smoke.sh --every-method [--float32]: with a cell of each method that the study trains, whose models come back, too; trained without autocast (scripts/confirm.py asks for that).
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -28,6 +28,9 @@ if "--every-method" in sys.argv:
         raw[cells] = {cell: method for cell, method in study[cells].items() if cell.endswith("-1")}
     raw |= {methods: study[methods] for methods in ("compared", "ablations")}
     raw["pretrain"]["methods"] = study["pretrain"]["methods"]
+if "--float32" in sys.argv:
+    for stage in ("pretrain", "train", "multi"):
+        raw["smoke"][stage]["amp"] = "none"
 raw["methods"]["plus_stills"].pop("pretrain")     # a budget for the size cpu; here it has that of the others
 Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
 END
@@ -38,6 +41,7 @@ dvc repro
 rm -rf "$root/runs/smoke"
 mkdir -p "$root/runs/smoke"
 cp -R reports results runs params.yaml dvc.lock "$root/runs/smoke/"
+case " $* " in *" --every-method "*) find data -name "*.safetensors" -exec cp --parents {} "$root/runs/smoke" \; ;; esac
 cat reports/table1.md reports/transfer.md reports/ablations.md reports/table5.md
 echo
 echo "a first picture: runs/smoke/$(ls reports/qualitative_*.png | head -n 1)    executed notebooks: runs/smoke/runs/"

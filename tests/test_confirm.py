@@ -2,15 +2,18 @@
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from math import inf, nan
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import confirm  # noqa: E402
@@ -42,6 +45,19 @@ def test_no_loss_is_no_loss_with_either_sign(tmp_path):
 @pytest.mark.parametrize("change, named", [(dict(j=.75), {"results/a.json": .25, "results/shots": .25}), (dict(model="other"), {"data/models/a-1": inf}), (dict(loss="2.75"), {"results/a.csv": .25})])
 def test_what_differs_is_named(tmp_path, change, named):
     assert differences(made(tmp_path / "then"), made(tmp_path / "now", **change)) == named
+
+
+def weights(path, **arrays):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: np.array(values, dtype="float32") for name, values in arrays.items()}, path)
+
+
+def test_models_lie_apart_by_a_share_of_their_norm(tmp_path):
+    then, now = made(tmp_path / "then"), made(tmp_path / "now", model="other")
+    weights(then / "data/models/a-1/model.safetensors", a=[3., 0.], b=[4.])
+    for arrays, apart in ((dict(a=[3., .1], b=[4.]), .02), (dict(a=[3., nan], b=[4.]), inf), (dict(a=[3., 0.]), inf), (dict(a=[[3., 0.]], b=[4.]), inf)):
+        weights(now / "data/models/a-1/model.safetensors", **arrays)
+        assert differences(then, now) == {"data/models/a-1": pytest.approx(apart)}
 
 
 def test_hashes_of_code_are_no_result(tmp_path):
@@ -182,6 +198,22 @@ def test_files_that_are_new_are_seen(repository):
     subprocess.run(["git", "add", "fsrvos/new.py"], cwd=repository, check=True)
     (repository / "code.txt").write_text(NEW)
     confirm.confirm("HEAD")
+    assert NEW in (repository / "results/a.json").read_text()
+
+
+def test_trainings_that_round_otherwise(repository):
+    "Both train in float32; models may lie apart by the share named, and that share is none for answers."
+    with (repository / "scripts/smoke.sh").open("a") as script:
+        script.write("""[ "$*" = "--every-method --float32" ] || exit 1
+mkdir -p runs/smoke/data/models
+%s -c "import numpy, safetensors.numpy as s; s.save_file({'a': numpy.array([100, open('code.txt').read()[-1] == '1'], 'float32')}, 'runs/smoke/data/models/model.safetensors')"
+printf 'stages: {a: {outs: [{path: results/a.json, md5: 1}, {path: data/models, md5: %%s}]}}' "$(cat code.txt)" > runs/smoke/dvc.lock
+""" % sys.executable)
+    (repository / "code.txt").write_text(NEW)
+    with pytest.raises(SystemExit, match="data/models: 0.01"):
+        confirm.confirm("HEAD", within=.5, trained=.005)
+    shutil.rmtree(repository.parent / "scratch")
+    confirm.confirm("HEAD", trained=.02)
     assert NEW in (repository / "results/a.json").read_text()
 
 
