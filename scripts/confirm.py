@@ -7,9 +7,9 @@ again for that:
 
 The code of COMMIT and that of this checkout each run every stage in the size `smoke`, with a cell of each method (scripts/smoke.sh --every-method). All of it must be equal: features, weights and models
 bit for bit, numbers digit for digit, clocks apart. Sums that are added up in another order round otherwise, and a pixel at the very edge of a mask may fall to the other side: where a change does that to
-answers, --within says how far numbers that results hold may lie apart; features, weights and models may not. Where it does that to training, no two trainings stay the same, as small as the change is: each
-step divides by the size of its gradient. --trained says how far a model may lie from the other code's, as a share of its weights' norm (another seed makes some 0.5); both train in float32 then, which rounds
-the least. Stages that the change does concern are named with --anew: what they make is not
+answers, --within says how far numbers that results hold may lie apart; features, weights and models may not. Where a change does that to training, no two trainings stay the
+same, as small as it is: each step divides by the size of its gradient. With --trained the losses of every step of every training are compared, and may lie apart by the share that it names; both codes train in
+float32 then, which rounds the least. Models, and what they answer, are not compared. Stages that the change does concern are named with --anew: what they make is not
 compared, nor are parameters that they alone read, and it keeps its old hash until they are run again. Then the study's results and reports get the new code's hash, with the hash of the code that did measure them beside it (`measured_with`), and
 code.json and dvc.lock are told. Anything that differs is named, and nothing is changed.
 
@@ -132,25 +132,11 @@ def _apart(path: str, then: Path, now: Path) -> float:
     if then.is_dir() and now.is_dir():
         names = [sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) for folder in (then, now)]
         return max((_apart(name, then / name, now / name) for name in names[0]), default=0.0) if names[0] == names[1] else math.inf
-    if path.endswith(".safetensors") and then.is_file() and now.is_file():
-        return weights_apart(then, now)
     if path.endswith((".png", ".md")):
         return 0.0
     if not (then.is_file() and now.is_file() and path.endswith((".json", ".csv"))):
         return math.inf
     return distance(without_clocks(path, then.read_text()), without_clocks(path, now.read_text()))
-
-
-def weights_apart(then: Path, now: Path) -> float:
-    "The norm of the difference of two models' weights as a share of the first one's; infinite where they have other weights."
-    from safetensors.numpy import load_file  # here, so that the rest runs without it
-
-    a, b = load_file(then), load_file(now)
-    if {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in b.items()}:
-        return math.inf
-    square = lambda arrays: sum(float((x.astype("float64") ** 2).sum()) for x in arrays)
-    share = math.sqrt(square(b[k].astype("float64") - v for k, v in a.items()) / max(square(a.values()), 1e-300))
-    return math.inf if math.isnan(share) else share
 
 
 def distance(a: object, b: object) -> float:
@@ -162,6 +148,27 @@ def distance(a: object, b: object) -> float:
     pairs = [(a[key], b[key]) for key in a] if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys() else \
         [*zip(a, b)] if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) else None
     return math.inf if pairs is None else max(distance(*pair) for pair in pairs)
+
+
+def after_training(folder: Path) -> set[str]:
+    "The outs, by the folder's dvc.lock, of stages that train (they write the history of their losses) and of all that build on them."
+    stages, found = yaml.safe_load((folder / "dvc.lock").read_text())["stages"].values(), set()
+    under = lambda a, b: a == b or a.startswith(b + "/") or b.startswith(a + "/")
+    while True:
+        more = {out["path"] for stage in stages if any(out["path"].endswith(".csv") for out in stage["outs"]) or any(under(dep["path"], path) for dep in stage.get("deps", ()) for path in found)
+                for out in stage["outs"]}
+        if more <= found:
+            return found
+        found |= more
+
+
+def losses_apart(then: Path, now: Path) -> float:
+    "The largest difference of the loss of a step in two histories, as a share of the first one's; infinite where they have other steps."
+    a, b = (list(csv.DictReader(path.open())) if path.is_file() else [] for path in (then, now))
+    if not a or [row["step"] for row in a] != [row["step"] for row in b]:
+        return math.inf
+    shares = [abs(float(y["total"]) / float(x["total"]) - 1) for x, y in zip(a, b)]
+    return math.inf if any(map(math.isnan, shares)) else max(shares)
 
 
 # ---- new hashes for old results
@@ -238,12 +245,17 @@ def confirm(commit: str, within: float = 0.0, trained: float = 0.0, anew: Collec
     then, now = check_out(scratch / "then", commit), check_out(scratch / "now", None)
     table = new_hashes(hashes(then), hashes(now), anew)
     run_small([then, now], *["--float32"] * (trained > 0))
-    apart = differences(then / "runs/smoke", now / "runs/smoke", anew)
-    models = {path: by for path, by in apart.items() if path.startswith("data/")}
-    if wrong := [f"{path}: {by:.2g}" for path, by in apart.items() if by > (trained if path in models else within)]:
+    then, made = then / "runs/smoke", now / "runs/smoke"
+    apart, trainings = differences(then, made, anew), {}
+    if trained:
+        loose = after_training(made)
+        apart = {path: by for path, by in apart.items() if path not in loose}
+        trainings = {path: losses_apart(then / path, made / path) for path in loose if path.endswith(".csv")}
+    if wrong := [f"{path}: {by:.2g}" for bound, found in ((within, apart), (trained, trainings)) for path, by in found.items() if by > bound]:
         sys.exit("\n  ".join([f"not the same in then/runs/smoke and now/runs/smoke of {scratch}, apart by:", *wrong]))  # kept, to be looked at
-    print(f"the same: {len(outs(now / 'runs/smoke', anew))} results, models and folders of data" + "".join(
-        f"; {len(them)} {what} of them but for {max(them.values()):.2g}" for what, them in (("models", models), ("results", {p: by for p, by in apart.items() if p not in models})) if them))
+    compared = outs(made, anew).keys() - (after_training(made) if trained else set())
+    print(f"the same: {len(compared)} results, models and folders of data" + (f"; {len(apart)} of them but for {max(apart.values()):.2g}" if apart else "")
+          + (f"; the losses of {len(trainings)} trainings to within {max(trainings.values()):.2g} of themselves" if trainings else ""))
     for path in restamp_study(now, table):
         shutil.copy(now / path, ROOT / path)
     shutil.rmtree(scratch)

@@ -8,12 +8,10 @@ import sys
 from math import inf, nan
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import confirm  # noqa: E402
@@ -47,17 +45,21 @@ def test_what_differs_is_named(tmp_path, change, named):
     assert differences(made(tmp_path / "then"), made(tmp_path / "now", **change)) == named
 
 
-def weights(path, **arrays):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.array(values, dtype="float32") for name, values in arrays.items()}, path)
+def test_what_follows_from_training_is_known(tmp_path):
+    stage = lambda deps, *outs: {"deps": [{"path": path} for path in deps], "outs": [{"path": path, "md5": "m"} for path in outs]}
+    stages = {"report": stage(["results/evaluate", "data/curated"], "reports/t.json"), "evaluate@a-1": stage(["data/models/a-1"], "results/evaluate/a-1.json"), "curate": stage([], "data/curated"),
+              "train@a-1": stage(["data/curated"], "data/models/a-1", "results/train/a-1.csv"), "baseline@b": stage(["data/curated"], "results/other/b.json")}
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
+    assert confirm.after_training(tmp_path) == {"data/models/a-1", "results/train/a-1.csv", "results/evaluate/a-1.json", "reports/t.json"}
 
 
-def test_models_lie_apart_by_a_share_of_their_norm(tmp_path):
-    then, now = made(tmp_path / "then"), made(tmp_path / "now", model="other")
-    weights(then / "data/models/a-1/model.safetensors", a=[3., 0.], b=[4.])
-    for arrays, apart in ((dict(a=[3., .1], b=[4.]), .02), (dict(a=[3., nan], b=[4.]), inf), (dict(a=[3., 0.]), inf), (dict(a=[[3., 0.]], b=[4.]), inf)):
-        weights(now / "data/models/a-1/model.safetensors", **arrays)
-        assert differences(then, now) == {"data/models/a-1": pytest.approx(apart)}
+def test_losses_lie_apart_by_a_share(tmp_path):
+    def history(name, *losses, first=0):
+        (tmp_path / name).write_text("step,total\n" + "".join(f"{first + i},{loss}\n" for i, loss in enumerate(losses)))
+        return tmp_path / name
+    then = history("then", 4, 2)
+    for now, apart in ((history("a", 4, 2.5), .25), (history("b", 3, 2), .25), (history("c", 4), inf), (history("d", 4, 2, first=1), inf), (history("e", 4, nan), inf), (tmp_path / "none", inf)):
+        assert confirm.losses_apart(then, now) == apart
 
 
 def test_hashes_of_code_are_no_result(tmp_path):
@@ -202,19 +204,21 @@ def test_files_that_are_new_are_seen(repository):
 
 
 def test_trainings_that_round_otherwise(repository):
-    "Both train in float32; models may lie apart by the share named, and that share is none for answers."
+    "Both train in float32, and their losses are compared in place of models and answers."
     with (repository / "scripts/smoke.sh").open("a") as script:
         script.write("""[ "$*" = "--every-method --float32" ] || exit 1
-mkdir -p runs/smoke/data/models
-%s -c "import numpy, safetensors.numpy as s; s.save_file({'a': numpy.array([100, open('code.txt').read()[-1] == '1'], 'float32')}, 'runs/smoke/data/models/model.safetensors')"
-printf 'stages: {a: {outs: [{path: results/a.json, md5: 1}, {path: data/models, md5: %%s}]}}' "$(cat code.txt)" > runs/smoke/dvc.lock
-""" % sys.executable)
+printf 'step,total\\n0,100\\n1,10%s\\n' "$(tail -c 1 code.txt)" > runs/smoke/results/a.csv
+printf 'stages: {a: {outs: [{path: results/a.json, md5: %s}, {path: results/a.csv, md5: %s}]}}' "$(cat number.txt)" "$(cat code.txt)" > runs/smoke/dvc.lock
+""")
+    (repository / "code.txt").write_text("0" * 16)
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qam", "b"], cwd=repository, check=True)
+    (repository / "number.txt").write_text("0.26")
     (repository / "code.txt").write_text(NEW)
-    with pytest.raises(SystemExit, match="data/models: 0.01"):
+    with pytest.raises(SystemExit, match="results/a.csv: 0.01"):
         confirm.confirm("HEAD", within=.5, trained=.005)
     shutil.rmtree(repository.parent / "scratch")
     confirm.confirm("HEAD", trained=.02)
-    assert NEW in (repository / "results/a.json").read_text()
+    assert (repository / "code.json").read_text() == NEW
 
 
 def test_other_numbers_change_nothing(repository):
