@@ -150,12 +150,16 @@ def distance(a: object, b: object) -> float:
     return math.inf if pairs is None else max(distance(*pair) for pair in pairs)
 
 
+def is_history(path: str) -> bool:
+    return path.startswith("results/") and path.endswith(".csv")
+
+
 def after_training(folder: Path) -> set[str]:
-    "The outs, by the folder's dvc.lock, of stages that train (they write the history of their losses) and of all that build on them."
+    "The outs, by the folder's dvc.lock, of stages that train (they write the history of their losses below results/) and of all that build on them."
     stages, found = yaml.safe_load((folder / "dvc.lock").read_text())["stages"].values(), set()
     under = lambda a, b: a == b or a.startswith(b + "/") or b.startswith(a + "/")
     while True:
-        more = {out["path"] for stage in stages if any(out["path"].endswith(".csv") for out in stage["outs"]) or any(under(dep["path"], path) for dep in stage.get("deps", ()) for path in found)
+        more = {out["path"] for stage in stages if any(is_history(out["path"]) for out in stage["outs"]) or any(under(dep["path"], path) for dep in stage.get("deps", ()) for path in found)
                 for out in stage["outs"]}
         if more <= found:
             return found
@@ -250,7 +254,7 @@ def confirm(commit: str, within: float = 0.0, trained: float = 0.0, anew: Collec
     if trained:
         loose = after_training(made)
         apart = {path: by for path, by in apart.items() if path not in loose}
-        trainings = {path: losses_apart(then / path, made / path) for path in loose if path.endswith(".csv")}
+        trainings = {path: losses_apart(then / path, made / path) for path in loose if is_history(path)}
     if wrong := [f"{path}: {by:.2g}" for bound, found in ((within, apart), (trained, trainings)) for path, by in found.items() if by > bound]:
         sys.exit("\n  ".join([f"not the same in then/runs/smoke and now/runs/smoke of {scratch}, apart by:", *wrong]))  # kept, to be looked at
     compared = outs(made, anew).keys() - (after_training(made) if trained else set())

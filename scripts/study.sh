@@ -20,22 +20,26 @@ side_by_side() { # the lines on standard input; of a line, one after another. Wh
     xargs -P "${JOBS:-2}" -L 1 dvc --wait-for-lock repro --single-item
 }
 
+whole() { [ -z "$methods" ]; }          # the methods named have their Table 1; all else is for all of them together
+
 dvc repro curate                        # and `code`, which it depends on: no item below has to ask what its code is
-printf '%s\n' features oracles | side_by_side
-each pretrain pretrain_compared | side_by_side
-{ lines train train evaluate; lines train_compared train_compared evaluate_compared; each baseline; } | side_by_side
+{ echo features; echo oracles; if whole; then echo shifted; echo stills; fi; } | side_by_side
+{ each pretrain; if whole; then each pretrain_stills; fi; each pretrain_compared; if whole; then each pretrain_ablation untrained; fi; } | side_by_side
+{                                       # what starts from a trained cell stands far behind it
+    lines train train evaluate
+    lines train_compared train_compared evaluate_compared
+    if whole; then
+        for group in start ablation; do lines "train_$group" "train_$group" "evaluate_$group"; done
+        lines train_multi train_multi choose_multi evaluate_multi
+        echo shots
+        each transfer_compared transfer
+    fi
+    each baseline
+} | side_by_side
 dvc repro --single-item report
 cat reports/table1.md
-[ -z "$methods" ] || exit 0             # the methods named have their Table 1; the rest is for all together
+whole || exit 0
 
-printf '%s\n' shifted stills | side_by_side
-each pretrain_stills pretrain_ablation untrained | side_by_side
-{
-    lines train_multi train_multi choose_multi evaluate_multi
-    for group in start ablation; do lines "train_$group" "train_$group" "evaluate_$group"; done
-    echo shots
-    each transfer_compared transfer
-} | side_by_side
 dvc repro --single-item report_transfer report_ablations
 cat reports/transfer.md reports/ablations.md
 if [ -n "$(each train_multi)" ]; then

@@ -47,10 +47,10 @@ def test_what_differs_is_named(tmp_path, change, named):
 
 def test_what_follows_from_training_is_known(tmp_path):
     stage = lambda deps, *outs: {"deps": [{"path": path} for path in deps], "outs": [{"path": path, "md5": "m"} for path in outs]}
-    stages = {"report": stage(["results/evaluate", "data/curated"], "reports/t.json"), "evaluate@a-1": stage(["data/models/a-1"], "results/evaluate/a-1.json"), "curate": stage([], "data/curated"),
-              "train@a-1": stage(["data/curated"], "data/models/a-1", "results/train/a-1.csv"), "baseline@b": stage(["data/curated"], "results/other/b.json")}
+    stages = {"report": stage(["results/evaluate", "data/curated"], "reports/t.json", "reports/t.csv"), "evaluate@a-1": stage(["data/models/a-1"], "results/evaluate/a-1.json"), "curate": stage([], "data/curated"),
+              "train@a-1": stage(["data/curated"], "data/models/a-1", "results/train/a-1.csv"), "baseline@b": stage(["data/curated"], "results/other/b.json"), "count": stage(["data/curated"], "reports/c.csv")}
     (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
-    assert confirm.after_training(tmp_path) == {"data/models/a-1", "results/train/a-1.csv", "results/evaluate/a-1.json", "reports/t.json"}
+    assert confirm.after_training(tmp_path) == {"data/models/a-1", "results/train/a-1.csv", "results/evaluate/a-1.json", "reports/t.json", "reports/t.csv"}
 
 
 def test_losses_lie_apart_by_a_share(tmp_path):
