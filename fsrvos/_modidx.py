@@ -2686,10 +2686,4 @@ d = { 'settings': { 'branch': 'main',
                                               'fsrvos.training.word_lessons.object_looks': ( 'training/word_lessons.html#object_looks',
                                                                                              'fsrvos/training/word_lessons.py'),
                                               'fsrvos.training.word_lessons.teach_words': ( 'training/word_lessons.html#teach_words',
-                                                                                            'fsrvos/training/word_lessons.py')},
-            'kernels.build': {},
-            'kernels.contour': {},
-            'kernels.deformable': {},
-            'kernels.deformable_programs': {},
-            'kernels.deformable_triton': {},
-            'kernels.feed_forward': {}}}
+                                                                                            'fsrvos/training/word_lessons.py')}}}

@@ -124,7 +124,7 @@ def test_a_training_step_with_several_one_and_none(tiny, model):
     model.train()
     output = forward(model, batch)
     assert output.fit_logits.shape == (2, 3, 8) and output.other_fit.shape == (2, 3, 2, 8)
-    assert output.similarity_logits.shape == (2, 3, 8) and output.other_similarity.shape == (2, 3, 2, 8) and output.other_presence.shape == (2, 3, 2) and output.evidence is None
+    assert output.similarity_logits.shape == (2, 3, 8) and output.other_similarity.shape == (2, 3, 2, 8) and output.other_presence.shape == (2, 3, 2)
     assert output.scores().shape == (3, 8) and output.presence().shape == (3,)
     referring = output.pred_logits.squeeze(-1).sigmoid().mean(1)
     assert torch.allclose(output.scores().logit(), (output.similarity_logits[0] + referring.logit()) / 2, atol=1e-4), "halfway between what both heads say"
