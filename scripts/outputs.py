@@ -25,7 +25,7 @@ def shown(output: dict) -> bool:
 def run(path: Path) -> None:
     "Execute the notebook and write it with its outputs. CellExecutionError where a cell fails."
     notebook = nbformat.read(path, 4)
-    NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    NotebookClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": path.parent}}).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if shown(output)]

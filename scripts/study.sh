@@ -24,7 +24,7 @@ whole() { [ -z "$methods" ]; }          # the methods named have their Table 1; 
 
 dvc repro curate                        # and `code`, which it depends on: no item below has to ask what its code is
 { echo features; echo oracles; if whole; then echo shifted; echo stills; fi; } | side_by_side
-{ each pretrain; if whole; then each pretrain_stills; fi; each pretrain_compared; if whole; then each pretrain_ablation untrained; fi; } | side_by_side
+{ each pretrain; if whole; then each pretrain_stills pretrain_ablation; fi; each pretrain_compared; if whole; then each untrained; fi; } | side_by_side
 {                                       # what starts from a trained cell stands far behind it
     lines train train evaluate
     lines train_compared train_compared evaluate_compared
