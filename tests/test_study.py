@@ -41,7 +41,9 @@ def test_every_size_makes_settings_that_the_code_accepts(tmp_path, size):
     CurationRules(**{k: v for k, v in params["curation"].items() if k != "n_folds"})
     assert set(params["evaluate"]["swaps"]) <= set(SWAPS)
     assert {*params["evaluate"]["pictures"], *params["evaluate"]["swapped"]} <= set(params["methods"])
-    FineTuning(**params["transfer"]["fine_tune"])
+    assert set(params["compared"]) <= set(params["transfer"]["fine_tune"])
+    for settings in params["transfer"]["fine_tune"].values():
+        FineTuning(**settings)
     for method in {method for group in GROUPS for method in params[group].values()}:
         model_class(architecture(params, method)).config_class.from_preset(params["model"]["preset"], **{k: params["features"][k] for k in ("vision", "text")}, **method_config(params, method))
         for stage in ("pretrain", "train"):
