@@ -1,6 +1,6 @@
 """confirm.py [COMMIT] [--within X] [--trained R] [--anew STAGE ...]: results stay valid after a change of code that changes no number, if both codes, run in small on this machine, make the same.
 
-A change of code that results depend on makes all of them stale, also when it cannot change a number (a new option and its parameter, a renamed variable). Five hours of the study need not be run
+A change of code that results depend on makes all of them stale, also when it cannot change a number (a new option and its parameter, a renamed variable). Hours of the study need not be run
 again for that:
 
     python scripts/confirm.py          # against HEAD, or the commit named; about half an hour on two cores

@@ -41,7 +41,7 @@ def test_every_size_makes_settings_that_the_code_accepts(tmp_path, size):
     CurationRules(**{k: v for k, v in params["curation"].items() if k != "n_folds"})
     assert set(params["evaluate"]["swaps"]) <= set(SWAPS)
     assert {*params["evaluate"]["pictures"], *params["evaluate"]["swapped"]} <= set(params["methods"])
-    assert set(params["compared"]) <= set(params["transfer"]["fine_tune"])
+    assert {parse_cell(cell).method for cell in (*params["transfer_cells"], *params["compared_cells"])} <= set(params["transfer"]["fine_tune"])
     for settings in params["transfer"]["fine_tune"].values():
         FineTuning(**settings)
     for method in {method for group in GROUPS for method in params[group].values()}:
