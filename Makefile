@@ -1,10 +1,9 @@
 # Thin: each target is one or two commands; what they do is in scripts/, dvc.yaml and settings.ini.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# Measured from a fresh clone on 2 cores of a processor with matrix tiles: repro 52 minutes, setup included. The study by its parts there: three hours and a quarter; on the processor that the
-# committed results were made on, with the code of then, five.
-REPRO_NEEDS = 50 to 75 minutes on 2 cores and 6 GB of disk
-STUDY_NEEDS = 3 to 5 hours on 2 cores and 6 GB of disk
+# Measured on 2 cores of a processor without matrix tiles: the study two hours to two and a half (reports/choices.md), repro half an hour by its parts; from a fresh clone, with clips of three frames, it was 52 minutes.
+REPRO_NEEDS = 30 to 60 minutes on 2 cores and 6 GB of disk
+STUDY_NEEDS = 2 to 2.5 hours on 2 cores and 6 GB of disk
 
 .PHONY: repro study smoke test demo bench docs lab setup announce-repro announce-study
 .NOTPARALLEL:
