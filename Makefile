@@ -1,8 +1,8 @@
 # Thin: each target is one or two commands; what they do is in scripts/, dvc.yaml and settings.ini.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# Measured on 2 cores of a processor without matrix tiles: the study two hours to two and a half (reports/choices.md), repro half an hour by its parts; from a fresh clone, with clips of three frames, it was 52 minutes.
-REPRO_NEEDS = 30 to 60 minutes on 2 cores and 6 GB of disk
+# Measured on 2 cores of a processor without matrix tiles: repro 25 minutes from a fresh clone, setup included; the study two hours to two and a half (reports/choices.md).
+REPRO_NEEDS = 25 to 45 minutes on 2 cores and 6 GB of disk
 STUDY_NEEDS = 2 to 2.5 hours on 2 cores and 6 GB of disk
 
 .PHONY: repro study smoke test demo bench docs lab setup announce-repro announce-study
