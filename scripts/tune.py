@@ -6,11 +6,11 @@
 Rates: the method is pretrained as in the study, trained on two thirds of fold 1's training classes and asked about the others (every third by name), three support draws of 160 questions. Fine-tuning: the
 pretrained model, which has seen none of these classes, on the supports of three of them at a time, four times, then 60 questions about other videos of these three. A row that is there already is not made again; a training
 that was cut off goes on where it was. Needs what `dvc repro features` makes, fine-tuning the pretrained model, too."""
+import argparse
 import csv
 import json
 import random
 import shutil
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from fsrvos.data.episodes import EpisodeDataset, support_manifest
 from fsrvos.evaluation.protocol import ModelPredictor, evaluate, run_means
 from fsrvos.models.baselines import load_trained, new_model
 from fsrvos.models.encoders import open_source
-from fsrvos.study import StudyError, architecture, load_params, method_config, params_hash, pretraining_of, training_config, training_parts
+from fsrvos.study import architecture, load_params, method_config, params_hash, pretraining_of, training_config, training_parts
 from fsrvos.training.fine_tune import FineTuning, fine_tune, support_batch
 from fsrvos.training.loop import TrainSettings, train
 
@@ -114,18 +114,25 @@ def fine_tuning(params: dict, method: str, lr: float, steps: int) -> None:
     FINE_TUNING.add(method, f"{lr:g}" if steps else "", steps, f"{sum(found) / GROUPS:.2f}", " ".join(f"{v:.1f}" for v in found))
 
 
-def main(what: str, method: str, *numbers: str) -> None:
-    params = load_params()
-    if method not in params["methods"]: raise StudyError(f"params.yaml: methods has no '{method}'; known: {', '.join(params['methods'])}")
-    if what == "rates":
-        for factor in map(float, numbers[1:]):
-            if not RATES.has(method, f"{factor:g}", numbers[0]): rate(params, method, factor, int(numbers[0]))
-        return
-    for lr, steps in product(map(float, numbers), STEPS):
-        if not FINE_TUNING.has(method, f"{lr:g}" if steps else "", str(steps)):
-            fine_tuning(params, method, lr, steps)
+def main(arguments: list[str] | None = None) -> None:
+    params, parser = load_params(), argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="what", required=True)
+    for what in ("rates", "fine-tuning"):
+        kind = kinds.add_parser(what)
+        kind.add_argument("method", choices=params["methods"])
+        if what == "rates":
+            kind.add_argument("seed", type=int)
+        kind.add_argument("numbers", type=float, nargs="+")
+    asked = parser.parse_args(arguments)
+    if asked.what == "rates":
+        for factor in asked.numbers:
+            if not RATES.has(asked.method, f"{factor:g}", str(asked.seed)):
+                rate(params, asked.method, factor, asked.seed)
+    else:
+        for lr, steps in product(asked.numbers, STEPS):
+            if not FINE_TUNING.has(asked.method, f"{lr:g}" if steps else "", str(steps)):
+                fine_tuning(params, asked.method, lr, steps)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 4 or sys.argv[1] not in ("rates", "fine-tuning"): sys.exit(__doc__)
-    main(*sys.argv[1:])
+    main()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fsrvos.study import StudyError, load_params, parse_cell
+from fsrvos.study import load_params, parse_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -59,6 +59,9 @@ def test_a_record_adds_rows_and_knows_them(tmp_path):
     assert (tmp_path / "r.csv").read_text() == "method,seed,JF\na,0,1.00\nb,1,2.00\n"
 
 
-def test_a_method_that_is_not_there_is_named(params):
-    with pytest.raises(StudyError, match="methods has no 'magic'"):
-        tune.main("rates", "magic", "0", "1")
+@pytest.mark.parametrize("arguments, complaint", [
+    (["rates", "magic", "0", "1"], "'magic'"), (["rates", "cma", "0"], "numbers"), (["fine-tuning", "cma", "fast"], "'fast'"), (["steps", "cma", "1"], "'steps'")])
+def test_what_makes_no_sense_is_named_before_any_work(params, capsys, arguments, complaint):
+    with pytest.raises(SystemExit):
+        tune.main(arguments)
+    assert complaint in capsys.readouterr().err
