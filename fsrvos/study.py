@@ -39,7 +39,7 @@ def _write(path: Path, text: str) -> None:
 
 # %% ../nbs/00_study.ipynb #423e5711
 SIZES = ("smoke", "cpu", "gpu", "paper")
-SECTIONS = ("size", "seed", "corpora", "synthesis", "curation", "features", "model", "methods", "pretrain", "train", "multi", "evaluate", "transfer",
+SECTIONS = ("size", "seed", "features_max_gb", "corpora", "synthesis", "curation", "features", "model", "methods", "pretrain", "train", "multi", "evaluate", "transfer",
             "cells", "training_free_cells", "multi_cells", "compared", "compared_cells", "ablations", "ablation_cells", "stills", "untrained", "start_cells", "transfer_cells")
 FREE = ("methods", "cells", "training_free_cells", "multi_cells", "compared", "compared_cells", "ablations", "ablation_cells", "untrained", "start_cells", "transfer_cells")     # an override replaces these as a whole
 
@@ -158,6 +158,9 @@ def _check_cells(params: dict) -> None:
         if not any(method in _lookup(params, section) for section in sections): raise StudyError(f"{' and '.join(sections)} lacks '{method}', which the cell '{cell}' starts from")
     for cell in params["transfer_cells"]:
         if cell not in params["cells"]: raise StudyError(f"transfer_cells: '{cell}' is none of the cells{_suggest(cell, params['cells'])}")
+    for cell in (*params["transfer_cells"], *params["compared_cells"]):
+        method = parse_cell(cell).method
+        if method not in params["transfer"]["fine_tune"]: raise StudyError(f"transfer.fine_tune: no steps and rate for '{method}', whose cell '{cell}' is transferred")
     for cell, item in several.items():
         method, fold, _ = parse_cell(cell)
         if item.get("method") != method: raise StudyError(f"multi_cells: '{cell}' must name the cell's own method, {method}")

@@ -42,7 +42,7 @@ struct Corners {
     const int64_t h = s.height[level], w = s.width[level];
     x = x * w - scalar(.5);
     y = y * h - scalar(.5);
-    const bool near = x > -1 && y > -1 && x < w && y < h;  // false for NaN, too
+    const bool near = x > -1 && y > -1 && x < w && y < h;  // false for NaN, too; at -1, where the derivative jumps, it is 0, as in the published CUDA operator
     const int64_t x0 = near ? int64_t(std::floor(x)) : 0, y0 = near ? int64_t(std::floor(y)) : 0;
     fx = near ? x - x0 : 0;
     fy = near ? y - y0 : 0;

@@ -12,7 +12,7 @@ from fsrvos.kernels.deformable import cpu_kernel
 from fsrvos.models import deformable, inference
 from fsrvos.models.deformable import DeformableAttention, sample_levels, sampler
 from fsrvos.models.inference import FeedForward
-from tests.sampling import SHAPES, inputs, with_gradients
+from tests.sampling import SHAPES, eighths, inputs, with_gradients
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_kernel = pytest.mark.skipif(cpu_kernel() is None, reason="no C++ compiler here: the plain version runs")
@@ -96,6 +96,33 @@ def test_on_the_border_and_far_outside():
     weights = torch.ones(2, len(places), 2, 1, 1, dtype=torch.float64)
     torch.testing.assert_close(cpu_kernel()(value, shapes, locations, weights), sample_levels(value, shapes, locations, weights))
     assert cpu_kernel()(value, shapes, locations * float("nan"), weights).eq(0).all()
+
+
+@needs_kernel
+def test_gradients_on_pixels_borders_and_as_far_out_as_a_sample_can_touch_a_pixel():
+    "Exactly one pixel before the first, where the derivative by the location jumps from 0, the kernel takes 0, as the published CUDA operator does; PyTorch takes the other side's."
+    shapes, value, locations, weights = eighths()
+    (*fast, by_place, by_weight), (*plain, by_plain_place, by_plain_weight) = (with_gradients(s, shapes, value, locations, weights) for s in (cpu_kernel(), sample_levels))
+    torch.testing.assert_close((*fast, by_weight), (*plain, by_plain_weight))
+    (h, w), = shapes
+    jumps = (locations * torch.tensor([w, h]) == -.5).any(-1)
+    assert 0 < jumps.sum() < jumps.numel() / 4 and by_place[jumps].eq(0).all()
+    torch.testing.assert_close(by_place[~jumps], by_plain_place[~jumps])
+
+
+@needs_kernel
+def test_threads_share_the_work():
+    "More rows than one thread is given, forward and backward."
+    tensors, before = inputs(SHAPES[2], 8, queries=200), torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(with_gradients(cpu_kernel(), SHAPES[2], *tensors))
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*results):
+        torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-12)
 
 
 @needs_kernel

@@ -1,8 +1,11 @@
 """The model across modules: features from the store are those of the frames, frozen stays frozen, controls do not see what they must not."""
+import shutil
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from fsrvos.data.corpus import Corpus
+from fsrvos.data.corpus import Corpus, write_frame
 from fsrvos.data.episodes import EpisodeDataset, collate
 from fsrvos.models.encoders import EncoderError, FeatureStore, load_vision_encoder
 from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel, WeightError, select
@@ -63,6 +66,59 @@ def test_the_store_is_built_once(corpus, store):
 def test_a_store_that_was_not_built_is_one_clear_error(corpus, tmp_path):
     with pytest.raises(EncoderError, match="features"):
         FeatureStore.open(tmp_path, corpus)
+
+
+def changed_copy(corpus, folder):
+    "The corpus elsewhere, with other pixels in one frame in the middle of a clip."
+    shutil.copytree(corpus.root, folder)
+    copy = Corpus.load(folder)
+    video = next(iter(copy.videos.values()))
+    write_frame(video.frame_path(video.frames[2]), 255 - copy.read_frames(video.id, video.frames[2:3])[0])
+    return copy
+
+
+def test_another_picture_under_an_old_name_has_other_features(corpus, store, tmp_path):
+    root = store.folder.parent
+    assert FeatureStore.open(root, Corpus.load(shutil.copytree(corpus.root, tmp_path / "same"))).folder == store.folder, "where it lies is no part of what it is"
+    with pytest.raises(EncoderError, match="run the stage 'features' first"):
+        FeatureStore.open(root, changed_copy(corpus, tmp_path / "changed"))
+
+
+def test_an_encoder_that_was_trained_on_in_its_folder_has_other_features(corpus, tmp_path):
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    places = []
+    for weights in (b"as it was", b"trained on", b"as it was"):
+        (folder / "model.safetensors").write_bytes(weights)
+        places.append(FeatureStore.folder_for(tmp_path, corpus, str(folder), "minilm-l6"))
+    assert places[0] == places[2] != places[1]
+
+
+def test_a_store_that_does_not_fit_is_refused_before_anything_is_encoded(corpus, store, tmp_path, monkeypatch):
+    size = sum(p.stat().st_size for p in store.folder.glob("level*.npy"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/level0.npy").write_bytes(bytes(10_000))
+    fits = (size + 10_000) / 1e9
+    with pytest.raises(EncoderError, match=r"features_max_gb in params.yaml allows .* raise it, remove stores of .* or keep none \(features.keep: false\)"):
+        FeatureStore.build(tmp_path, corpus, progress=False, max_gb=fits - 2e-6)
+    assert not list(tmp_path.glob("*/index.json")) and not [p for p in tmp_path.rglob("*.npy") if "other" not in p.parts]
+    monkeypatch.setattr("fsrvos.models.encoders.shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(EncoderError, match="the disk of .* has 1e-06 GB left"):
+        FeatureStore.build(tmp_path, corpus, progress=False)
+    monkeypatch.undo()
+    built = FeatureStore.build(tmp_path, corpus, progress=False, max_gb=fits)
+    assert sum(p.stat().st_size for p in built.folder.glob("level*.npy")) <= size
+
+
+def test_what_is_kept_in_memory_is_bounded(corpus, store):
+    "Masks that were dropped are read again, the same."
+    small, ids = FeatureStore(store.folder, corpus), {v.id: sorted(v.objects) for v in corpus.videos.values()}
+    one = small._packed_masks(next(iter(ids)))[0].nbytes
+    small._masks.limit = 2 * one
+    for video in [*ids, *ids]:
+        frames = corpus.videos[video].frames
+        assert torch.equal(small.masks(video, frames, ids[video]), store.masks(video, frames, ids[video]))
+        assert small._masks.held <= max(2 * one, small._packed_masks(video)[0].nbytes)
 
 
 def test_a_sentence_outside_of_the_corpus_is_encoded_on_demand(corpus, store):

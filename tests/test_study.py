@@ -41,7 +41,6 @@ def test_every_size_makes_settings_that_the_code_accepts(tmp_path, size):
     CurationRules(**{k: v for k, v in params["curation"].items() if k != "n_folds"})
     assert set(params["evaluate"]["swaps"]) <= set(SWAPS)
     assert {*params["evaluate"]["pictures"], *params["evaluate"]["swapped"]} <= set(params["methods"])
-    assert {parse_cell(cell).method for cell in (*params["transfer_cells"], *params["compared_cells"])} <= set(params["transfer"]["fine_tune"])
     for settings in params["transfer"]["fine_tune"].values():
         FineTuning(**settings)
     for method in {method for group in GROUPS for method in params[group].values()}:
@@ -86,6 +85,7 @@ def test_controls_and_ablations_train_like_their_method():
     (lambda raw: raw["compared"].append("cma"), "the method 'cma' is listed twice"),
     (lambda raw: raw["ablation_cells"].update({"cma-1": "cma"}), "the cell 'cma-1' is listed twice"),
     (lambda raw: raw["transfer_cells"].append("cma-9"), "transfer_cells: 'cma-9' is none of the cells"),
+    (lambda raw: raw["transfer"]["fine_tune"].pop("mttr"), "transfer.fine_tune: no steps and rate for 'mttr', whose cell 'mttr-1' is transferred"),
 ])
 def test_bad_parameters_are_one_clear_error(tmp_path, edit, complaint):
     path = edited(tmp_path, edit)

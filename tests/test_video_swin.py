@@ -84,3 +84,17 @@ def test_names_are_those_of_torchvision(name):
             "features.1.reduction.weight", "features.4.1.mlp.3.bias", "features.6.1.norm2.weight"} <= names.keys()
     assert names["features.0.0.attn.relative_position_bias_table"].shape[0] == 15 * 13 * 13
     assert names["features.0.0.attn.relative_position_index"].shape == (392, 392)
+
+
+def test_a_model_that_sees_clips_answers_as_it_was_trained():
+    "`Inference` folds and slices what encodes frames; what sees clips is asked as it is."
+    from fsrvos.models.fsrvos import FSRVOSConfig, FSRVOSModel
+    from fsrvos.models.inference import Inference
+    torch.manual_seed(0)
+    model = FSRVOSModel(FSRVOSConfig.from_preset("tiny", vision_channels=[8, 16, 32, 64])).eval()
+    encoder = tiny()
+    model._encoders = encoder, torch.nn.Identity()
+    frames = torch.randn(1, 3, 3, 40, 60)
+    with torch.no_grad():
+        for found, wanted in zip(Inference(model).encode_frames(frames), encoder(frames), strict=True):
+            torch.testing.assert_close(found, wanted)

@@ -6,8 +6,8 @@
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'Clip', 'Episode', 'EpisodeError', 'clip_windows', 'query_windows', 'support_windows',
            'single_object_expressions', 'without_class_name', 'FrameSource', 'resized_size', 'resize_frames',
            'resize_masks', 'PixelSource', 'PixelClip', 'swap_left_right', 'flip', 'distort_colours', 'resize', 'crop',
-           'ClipAugmentation', 'Sample', 'EpisodeDataset', 'boxes_from_masks', 'Batch', 'pad_stack', 'collate',
-           'support_manifest']
+           'ClipAugmentation', 'Sample', 'EpisodeDataset', 'boxes_from_masks', 'Batch', 'pad_stack', 'pad_words',
+           'collate', 'support_manifest']
 
 # %% ../../nbs/data/03_episodes.ipynb #2f3f643f
 import re
@@ -432,10 +432,9 @@ def _padding(masks: list[torch.Tensor]) -> torch.Tensor | None:
     return ~pad_stack([torch.ones(mask.shape[-3:], dtype=torch.bool) for mask in masks])
 
 
-def _stack_words(words: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    "(words padded to the longest sentence, bool [B,L] True for a word)."
-    mask = pad_sequence([torch.ones(len(sentence), dtype=torch.bool) for sentence in words], batch_first=True)
-    return pad_sequence(words, batch_first=True), mask
+def pad_words(words: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    "Sentences (or whatever else is a row a word) [L,...] as one [B, longest L,...], and bool [B, longest L], True where there is a word."
+    return pad_sequence(words, batch_first=True), pad_sequence([torch.ones(len(sentence), dtype=torch.bool, device=sentence.device) for sentence in words], batch_first=True)
 
 
 def _target(sample: Sample, height: int, width: int) -> dict[str, torch.Tensor]:
@@ -450,10 +449,10 @@ def collate(samples: list[Sample]) -> Batch:
     "Stack B samples into a `Batch`, padded where they differ in size or in length of sentence."
     query_masks, support_masks = [s.masks for s in samples], [s.support_masks for s in samples]
     height, width = (max(mask.shape[d] for mask in query_masks) for d in (-2, -1))
-    words, word_mask = _stack_words([s.words for s in samples])
-    support_words, support_word_mask = _stack_words([s.support_words for s in samples])
+    words, word_mask = pad_words([s.words for s in samples])
+    support_words, support_word_mask = pad_words([s.support_words for s in samples])
     others, count = [words for s in samples for words in s.other_words], len(samples[0].other_words)
-    other_words, other_word_mask = (x.unflatten(0, (len(samples), count)) for x in _stack_words(others)) if others else (None, None)
+    other_words, other_word_mask = (x.unflatten(0, (len(samples), count)) for x in pad_words(others)) if others else (None, None)
     return Batch(
         query=[pad_stack(list(level)) for level in zip(*(s.query_levels for s in samples))],
         query_padding=_padding(query_masks), words=words, word_mask=word_mask,

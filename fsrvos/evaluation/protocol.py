@@ -21,10 +21,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pycocotools import mask as rle
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from ..data.corpus import write_bytes_atomic
+from ..data.episodes import pad_words
 from .metrics import region_and_contour
 from ..models.linking import SequenceLinker, chunks_of
 
@@ -196,19 +196,19 @@ class ModelPredictor:
     def _ask(self, levels, words, states):
         "([index], output) of `Inference` for one clip and one sentence with each support `{index: state}`; what is known without a support is computed once, and held no longer than this sentence."
         with self._autocast():
-            clip = self.inference.clip([level[None] for level in levels], *_pad_words([words.to(self.device)]))
+            clip = self.inference.clip([level[None] for level in levels], *pad_words([words.to(self.device)]))
         for i, state in states.items():
             with self._autocast():  # not around the loop: what becomes of the output is computed without it
                 if state.prepared is None:
-                    state.prepared = self.inference.support([level[None] for level in state.levels], state.masks[None], *_pad_words([state.words]))
+                    state.prepared = self.inference.support([level[None] for level in state.levels], state.masks[None], *pad_words([state.words]))
                 output = self.inference.decode(clip, state.prepared)
             yield [i], output
 
     @torch.no_grad()
     def decode(self, levels: list[torch.Tensor], states: list[SupportState], words: list[torch.Tensor]):
         "What `FSRVOSModel.decode` makes of one clip's features `[T, C, h, w]` per level, B supports and B sentences `[L, C]`, module by module."
-        words, word_mask = _pad_words([w.to(self.device) for w in words])
-        support_words, support_word_mask = _pad_words([state.words for state in states])
+        words, word_mask = pad_words([w.to(self.device) for w in words])
+        support_words, support_word_mask = pad_words([state.words for state in states])
         with self._autocast():
             return self.model.decode([level.expand(len(states), *level.shape) for level in levels], words, word_mask,
                                      [torch.stack(same_level) for same_level in zip(*(state.levels for state in states))],
@@ -230,14 +230,6 @@ def _inference(model):
 def _batches(items, size):
     "Slices of at most `size` items."
     return [items[i:i + size] for i in range(0, len(items), size)]
-
-
-def _pad_words(words):
-    "Sentences `[L, C]` (or ids `[L]`) stacked to `[B, L, C]`, and the mask of real words bool `[B, L]`."
-    mask = torch.zeros(len(words), max(len(w) for w in words), dtype=torch.bool, device=words[0].device)
-    for row, sentence in zip(mask, words):
-        row[:len(sentence)] = True
-    return pad_sequence(words, batch_first=True), mask
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #3b13d825
 SWAPS = ("no_support", "wrong_support", "wrong_words")

@@ -278,10 +278,11 @@ class Inference:
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> list[Tensor]:
         "Normalised frames [1, T, 3, H, W] -> features [1, T, C, h, w] at strides 4, 8, 16, 32, as `FSRVOSModel.encode_frames`."
-        if self._vision is None:
-            self._vision = folded(self.model.encoders()[0])
-        if sees_clips(self._vision):
+        encoder = self.model.encoders()[0]
+        if sees_clips(encoder):
             return self.model.encode_frames(frames)
+        if self._vision is None:
+            self._vision = folded(encoder)
         t, h, w = frames.shape[1], *frames.shape[-2:]
         parts = ((part, self._vision(frames[0, part].contiguous(memory_format=torch.channels_last))) for part in slices(t, 64 * h * w, frames.device))
         return [level[None] for level in together(parts, t)]

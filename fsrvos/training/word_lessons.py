@@ -13,9 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ..data.corpus import Corpus, Video
+from ..data.episodes import pad_words
 from ..data.multi_object import absent_attributes
 from ..models.sequence_matching import SequenceMatchingModel
 from ..models.word_fit import looks_under
@@ -71,16 +71,11 @@ def teach_words(model: SequenceMatchingModel, source, corpus: Corpus, classes: I
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     for _ in range(steps):
         batch = [every[i] for i in rng.integers(len(every), size=batch_size)]
-        meant, there = _padded([torch.tensor(lesson.meant, dtype=torch.float32, device=device) for lesson in batch])
-        loss = lesson_loss(fit(_padded([looks[lesson.video] for lesson in batch])[0], *_padded([words[lesson.text] for lesson in batch])), meant, there)
+        meant, there = pad_words([torch.tensor(lesson.meant, dtype=torch.float32, device=device) for lesson in batch])
+        loss = lesson_loss(fit(pad_words([looks[lesson.video] for lesson in batch])[0], *pad_words([words[lesson.text] for lesson in batch])), meant, there)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
     return losses
-
-
-def _padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    "Tensors [L, ...] as one [B, longest L, ...], and where it holds them: bool [B, longest L]."
-    return pad_sequence(rows, batch_first=True), pad_sequence([torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows], batch_first=True)
