@@ -3,9 +3,11 @@
 python benchmarks/deformable_sampling.py    writes benchmarks/deformable_sampling.json beside itself (with a GPU: deformable_sampling.cuda.json).
 """
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from timing import in_turns, machine, ratio, write
+from timing import exact_float32, in_turns, machine, ratio, write
 from torch import Tensor
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
@@ -32,11 +34,14 @@ def inputs(shapes: list, batch: int, heads: int, channels: int, dtype: torch.dty
     return tuple(x.to(device).requires_grad_() for x in (value, locations, weights))
 
 
-def transformers_sampling(value: Tensor, shapes: list, locations: Tensor, weights: Tensor) -> Tensor:
-    "transformers' plain function; like ours it samples where float32 says only if the values are in float32."
-    sizes = torch.tensor(shapes, device=value.device)
+def transformers_sampling(shapes: list, device: str) -> Callable[..., Tensor]:
+    "transformers' plain function for levels of these shapes, which it wants as tensors, too; like ours it samples where float32 says only if the values are in float32."
+    sizes, module = torch.tensor(shapes, device=device), MultiScaleDeformableAttention()
     starts = torch.cat((sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]))
-    return MultiScaleDeformableAttention()(value, sizes, shapes, starts, locations.to(value.dtype), weights, im2col_step=64)
+
+    def sample(value: Tensor, shapes: list, locations: Tensor, weights: Tensor) -> Tensor:
+        return module(value, sizes, shapes, starts, locations.to(value.dtype), weights, im2col_step=64)
+    return sample
 
 
 def kernels(device: str) -> dict:
@@ -60,20 +65,41 @@ def differences(results: tuple, reference: tuple) -> dict[str, float]:
             "gradient of locations, share that differs by more than 1e-5": float((apart[2] > 1e-5).float().mean())}
 
 
-def compare(shapes, *sizes, dtype: torch.dtype = torch.float32, device: str = "cpu", turns: int = 7) -> dict:
+def compare(shapes, *sizes, dtype: torch.dtype = torch.float32, device: str = "cpu", turns: int = 7, references: tuple[str, ...] = (PLAIN, PUBLIC)) -> dict:
     "Forward alone, without a graph, and forward and backward."
     tensors = inputs(shapes, *sizes, dtype=dtype, device=device)
-    ways = {PLAIN: sample_levels, PUBLIC: transformers_sampling, **kernels(device)}
+    own, others = kernels(device), {PLAIN: sample_levels, PUBLIC: transformers_sampling(shapes, device)}
+    ways = {name: others[name] for name in references} | own
     detached = [x.detach() for x in tensors]
-    forward = in_turns({f"{name} forward": lambda s=sample: s(detached[0], shapes, *detached[1:]) for name, sample in ways.items()}, turns)
-    whole = in_turns({f"{name} forward and backward": lambda s=sample: both(s, shapes, tensors) for name, sample in ways.items()}, turns)
-    row, reference = {**forward, **whole}, both(sample_levels, shapes, [x.detach().float().requires_grad_() for x in tensors])
-    for name in kernels(device):
+    forward = in_turns({f"{name} forward": lambda s=sample: s(detached[0], shapes, *detached[1:]) for name, sample in ways.items()}, turns, device=device)
+    whole = in_turns({f"{name} forward and backward": lambda s=sample: both(s, shapes, tensors) for name, sample in ways.items()}, turns, device=device)
+    row, exact = {**forward, **whole}, both(sample_levels, shapes, [x.detach().float().requires_grad_() for x in tensors])
+    for name in own:
         for part, times in (("forward", forward), ("forward and backward", whole)):
-            row |= {f"ratio {name} to {other}, {part}": ratio(times, f"{other} {part}", f"{name} {part}") for other in (PLAIN, PUBLIC)}
-        row |= {f"{name}: {part}": value for part, value in differences(both(ways[name], shapes, tensors), reference).items()}
-    row |= {f"{PUBLIC}: {part}": value for part, value in differences(both(transformers_sampling, shapes, tensors), reference).items()}
+            row |= {f"ratio {name} to {other}, {part}": ratio(times, f"{other} {part}", f"{name} {part}") for other in references}
+    for name in (way for way in ways if way != PLAIN):
+        row |= {f"{name}: {part}": value for part, value in differences(both(ways[name], shapes, tensors), exact).items()}
     return row
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    "So many threads inside, afterwards as many as before."
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def on_two_threads(turns: int = 3) -> dict[str, dict]:
+    "The paper's size against the plain version, which PyTorch runs on two threads, too; on the CPU, where there are two cores."
+    if (os.cpu_count() or 1) < 2:
+        return {}
+    name = list(CASES)[-1]
+    with threads(2):
+        return {f"{name}, 2 threads": compare(*CASES[name], turns=turns, references=(PLAIN,))}
 
 
 def main() -> None:
@@ -81,10 +107,12 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not kernels(device):
         raise SystemExit("there is no kernel to compare: the warning above says why")
+    exact_float32()
     half = CASES if device == "cuda" else dict(list(CASES.items())[:1])    # on a CPU a turn of the references takes a minute at the paper's size
-    report = {"machine": machine("transformers", *(["triton"] if device == "cuda" else [])),
+    report = {"machine": machine("transformers", *(["triton"] if device == "cuda" else []), device=device),
               "cases": {name: compare(*case, device=device) for name, case in CASES.items()}
-                       | {f"{name}, bfloat16": compare(*case, dtype=torch.bfloat16, device=device) for name, case in half.items()}}
+                       | {f"{name}, bfloat16": compare(*case, dtype=torch.bfloat16, device=device) for name, case in half.items()}
+                       | (on_two_threads() if device == "cpu" else {})}
     print(write(__file__, report))
     for name, row in report["cases"].items():
         print(name, {k: v for k, v in row.items() if not isinstance(v, dict)})

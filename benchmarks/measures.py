@@ -175,7 +175,7 @@ def report(turns=9, frames=FRAMES, size=(HEIGHT, WIDTH)):
             cases["PNG files of 4 videos, one object each"] = compare_files(Path(folder) / "one", turns, {f"video{n}": [pair] for n, pair in enumerate(few)})
             cases["PNG files of a video, two objects"] = compare_files(Path(folder) / "two", turns, {"video": [few[2], few[1]]})
     else:
-        print("vos-benchmark is not installed, so nothing is compared with it: pip install scikit-image && pip install --no-deps vos-benchmark")
+        print("left out: vos-benchmark is not installed, so nothing is compared with it: pip install scikit-image && pip install --no-deps vos-benchmark")
     return {"machine": machine("numpy", "opencv-python-headless", "pillow", *installed("scikit-image", "vos-benchmark")), "cases": cases}
 
 

@@ -2,7 +2,11 @@
 import io
 import itertools
 import json
+import runpy
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -308,3 +312,26 @@ def test_everything_wrong_with_the_lists_at_once(tmp_path):
             refytvos_split(root)
     with pytest.raises(CorpusError, match="cannot be read"):
         mevis_split(tmp_path)
+
+
+# ---- make bench: this project's own benchmarks
+
+BENCH = Path(__file__).resolve().parents[1] / "scripts/bench.py"
+
+
+def test_what_a_benchmark_leaves_out_is_not_done(tmp_path, capsys):
+    says = {"all": "print('left out: no tiles here')", "fails": "print('left out: this'); raise SystemExit(3)", "part": "print('left out: a, since b'); print('c {}')", "whole": "print('what is left out: x')"}
+    for name, does in says.items():
+        (tmp_path / f"{name}.py").write_text(f'if __name__ == "__main__":\n    {does}')
+    bench = runpy.run_path(str(BENCH))
+    assert bench["run_all"](bench["scripts"](tmp_path)) == ["fails"]
+    told = [line.split(" after")[0] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["all: left out", "  left out: no tiles here", "fails: FAILED", "  left out: this", "part: done in part", "  left out: a, since b", "whole: done"]
+
+
+def test_named_benchmarks(capsys):
+    named, paths = runpy.run_path(str(BENCH))["named"], [Path(f"{name}.py") for name in ("a", "b", "c")]
+    assert [path.stem for path in named(paths, ["c", "a"])] == ["a", "c"] and named(paths, []) == paths
+    done = subprocess.run([sys.executable, BENCH, "measures", "nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert "nonsense" in done.stderr and "word_look" in done.stderr and "timing" not in done.stderr

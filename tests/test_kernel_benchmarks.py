@@ -33,6 +33,20 @@ def test_all_ways_of_sampling_agree(scripts):
     assert wrong["output, largest difference"] == pytest.approx(.01, rel=1e-3) and [g.shape for g in gradients] == [x.shape for x in tensors]
 
 
+def test_two_threads_are_for_the_plain_version_too(scripts, monkeypatch):
+    sampling, before, seen = scripts[0], torch.get_num_threads(), []
+    monkeypatch.setattr(sampling, "CASES", {"small": TINY, "large": TINY})
+    monkeypatch.setattr(sampling, "sample_levels", lambda *a: (seen.append(torch.get_num_threads()), sample_levels(*a))[1])
+    monkeypatch.setattr(sampling.os, "cpu_count", lambda: 2)
+    (name, row), = sampling.on_two_threads(turns=1).items()
+    assert name == "large, 2 threads" and not any("transformers" in key for key in row) and set(seen) == {2} and torch.get_num_threads() == before
+    monkeypatch.setattr(sampling.os, "cpu_count", lambda: 1)
+    assert sampling.on_two_threads() == {}
+    with pytest.raises(KeyError), sampling.threads(2):
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
 def test_the_gathered_rows_are_the_samples_corners(scripts):
     "With each corner's bilinear share, `embedding_bag` over them is deformable sampling (locations inside of every level: no corner is outside)."
     _, roofline = scripts
@@ -84,6 +98,15 @@ def test_all_ways_of_a_feed_forward_layer_agree(monkeypatch):
     row = feed_forward.compare(70, 32, 100, turns=1)
     differences = [value for name, value in row.items() if "differ" in name]
     assert len(differences) == 3 and max(differences) < 1e-5 and row["ratio matrix tiles to plain"] > 0
+
+
+def test_all_ways_of_looking_at_words_agree(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import word_look
+    row = word_look.compare(30, 32, 4, 5, turns=1)
+    differences = [value for name, value in row.items() if "differ" in name]
+    assert len(differences) == 3 and max(differences) < 1e-5
+    assert all(row[f"ratio {way} to {word_look.PLAIN}"] > 0 for way in (word_look.OURS, word_look.PREPARED))
 
 
 @pytest.mark.parametrize("name", ["deformable_sampling", "roofline"])

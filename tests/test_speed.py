@@ -174,17 +174,70 @@ def test_peak_memory_is_what_a_call_takes():
     assert 60 < growth.peak(lambda: torch.ones(2 ** 24)) < 80
 
 
-def test_growth_runs(models):
-    row = growth.grow(models["ours"], "sentences", (1, 2), True, turns=1)
-    assert set(row) == {"1", "2", *(f"exponent of {what}, {way}" for what in ("time", "memory") for way in ("ours", "plain"))}
-    assert row["2"]["plain"]["median_ms"] > 0
+def test_growth_runs(models, monkeypatch):
+    monkeypatch.setitem(growth.BASE, "height", 32)
+    row = growth.grow(models["ours"], "sentences", (1, 2, 3), 2, turns=1)
+    assert set(row) == {"1", "2", "3", *(f"exponent of {what}, {way}" for what in ("time", "memory") for way in ("ours", "plain"))}
+    assert row["2"]["plain"]["median_ms"] > 0 and set(row["3"]) == {"ours"}
+    assert {name.split(",")[0] for name in growth.POINTS} == set(growth.BASE)
 
 
-def test_a_training_step_is_the_same_the_plain_way(tmp_path):
-    dataset, config, settings = training.small_study(tmp_path, classes=2, steps=1)
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_an_answer_of_ours_computes(models, shown, monkeypatch):
+    "A clip once for all sentences; the support, and the folded encoder, before it is asked, or for every answer."
+    calls = Counter()
+    for name in ("encode_frames", "support", "clip", "decode"):
+        original = getattr(Inference, name)
+        monkeypatch.setattr(Inference, name, lambda self, *a, name=name, original=original: (calls.update([name]), original(self, *a))[1])
+    ways = growth.asked(models["ours"], frames=2, shots=2, height=32, sentences=3, chunks=2, shown=shown)
+    before = dict(calls)
+    ways["ours"]()
+    assert before == ({"encode_frames": 1, "support": 1} if shown else {})
+    assert calls == {"encode_frames": 3, "support": 1, "clip": 6, "decode": 6}
+
+
+def test_a_support_encoded_anew_gives_the_same(models, monkeypatch):
+    shown, inputs, original = Counter(), benchmark.noise((48, 72), 2, 3, 2), Inference.support
+    monkeypatch.setattr(Inference, "support", lambda self, *a: (shown.update(["support"]), original(self, *a))[1])
+    (_, *kept), anew = benchmark.answer_ours(models["ours"], **inputs), list(benchmark.answer_anew(models["ours"], **inputs))
+    assert len(anew) == 2 and shown["support"] == 1 + 2
+    assert all(largest_difference(a, b) < 1e-6 for a, b in zip(kept, anew, strict=True))
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    "(folder, corpus) of two classes."
+    folder = tmp_path_factory.mktemp("rendered")
+    return folder, training.small_corpus(folder, classes=2)
+
+
+def test_a_training_step_is_the_same_the_plain_way(rendered):
+    dataset, config, settings = training.small_study(*rendered, steps=1)
     assert settings.batch_size * 1 <= len(dataset) and config.referring_head == "look" and dataset.other_sentences == 6
-    batches = [next(training.batch_stream(dataset, settings, 0))]
-    losses = {way: [step() for _ in range(2)] for way, step in ((w, training.stepper(config, settings, batches, *options)) for w, options in training.WAYS.items())}
+    batches, make = [next(training.batch_stream(dataset, settings, 0))], lambda: FSRVOSModel(config)
+    losses = {way: [step() for _ in range(2)] for way, step in ((w, training.stepper(make, settings, batches, *options)) for w, options in training.WAYS.items())}
     ours, plainly, half, foreach = (losses[way] for way in ("ours, float32", "plain, float32", "ours, bfloat16", "ours, bfloat16, AdamW foreach"))
     assert ours == pytest.approx(plainly, rel=1e-3) and half == pytest.approx(ours, rel=.1) and foreach == pytest.approx(half, rel=.02)
     assert ours[1] != ours[0], "the step changed the weights"
+
+
+def test_augmented_pixels_come_from_workers(rendered):
+    dataset, _, settings = training.small_study(*rendered, steps=2, augment=True)
+    assert settings.num_workers >= 1 and len(dataset) >= 2 * settings.batch_size and dataset.other_sentences == 0
+    batch = training.collate([dataset[0], dataset[1]])
+    assert not batch.words.is_floating_point() and batch.query[0].shape[2] == 3 and min(batch.query[0].shape[-2:]) >= 288, "pixels as large as the paper's"
+
+
+def test_the_loop_says_how_long_it_waits(rendered, tmp_path):
+    dataset, config, settings = training.small_study(*rendered, steps=3)
+    told = training.waiting(dataset, config, settings, tmp_path / "train", "the loop")
+    assert told["the loop, steps"] == len(dataset) // settings.batch_size - 1 >= 2, "all but the first"
+    assert 0 <= told["the loop, share of time spent waiting for data"] < 1 and told["the loop, seconds a step"] > 0
+
+
+def test_steps_at_the_papers_size_are_the_same_the_plain_way():
+    small = dict(size=32, ffn=32, heads=4, encoder_layers=1, decoder_layers=1, mask_size=32)
+    (name, row), = training.paper_steps(FSRVOSConfig.from_preset("paper-resnet50", **small), frames=2, shots=1, size=(64, 96), turns=1).items()
+    assert "2 frames and 1 shots of 64x96" in name and row["loss of the first step, largest difference"] < 1e-3
+    assert {way for way in row if isinstance(row[way], dict) and "median_ms" in row[way]} == {"plain, float32", "ours, float32", "ours, bfloat16"}
+    assert all(row[way]["peak_mb"] > 0 and row[way]["steps_a_second"] > 0 for way in ("plain, float32", "ours, float32", "ours, bfloat16"))
