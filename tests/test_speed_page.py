@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fsrvos.evaluation.metrics import contour_accuracy, region_similarity
 from fsrvos.evaluation.speed import (GOALS, Report, SpeedError, ceilings_table, comparisons, counted_table, goals_table, growth_figure, machines_table, other_table, problems, read_reports,
@@ -267,9 +268,44 @@ def test_corpus_reading_compares_what_is_equal(load, tmp_path):
 
 
 def test_segment_memory_lays_out_what_its_processes_say(load):
-    rows = [{"model": model, "frames": frames, "peak_mb": 700 + frames, "seconds": frames / 10, "found": 1} for frames in (50, 500) for model in ("one", "two")]
-    made = load("segment_memory").report(MACHINE, rows)
-    assert problems(made) == [] and [made["cases"]["one, by frames of 128x192"][key]["fsrvos"]["above_mb"] for key in ("50", "500")] == [0, 450]
+    memory = load("segment_memory")
+    rows = [{"model": model, "way": way, "frames": frames, "peak_mb": 700 + frames * (1 + (way == memory.WHOLE)) + turn, "above_model_mb": frames, "seconds": frames / 10 + turn, "found": 1}
+            for frames, ways in ((50, (memory.WHOLE, memory.OURS)), (500, (memory.OURS, memory.WHOLE)), (2000, (memory.OURS,))) for turn in (0, 1) for model in ("one", "two") for way in ways]
+    made = memory.report(MACHINE, rows, {(model, frames): .25 for model in ("one", "two") for frames in (50, 500)})
+    grown, both = made["cases"]["one, by frames of 128x192"], made["cases"]["one, 500 frames of 128x192"]
+    assert problems(made) == [] and [[*ways] for ways in grown.values()] == [[memory.WHOLE, memory.OURS]] * 2 + [[memory.OURS]]
+    assert [grown[key][memory.OURS]["above_mb"] for key in ("50", "500", "2000")] == [0, 450, 1950] and grown["500"][memory.WHOLE]["above_mb"] == 900
+    assert (both[memory.OURS]["least_ms"], both[memory.OURS]["median_ms"], both[memory.OURS]["most_ms"]) == (50_000, 50_500, 51_000)
+    assert both["ratio memory"] == round(1701 / 1201, 2) and both["ratio time"] == 1 and both["share of mask pixels that differ, 50 frames"] == .25
+    assert [(c.reference, c.way, c.key) for c in comparisons(Report("segment_memory", MACHINE, {"one": both}))][0] == (memory.WHOLE, memory.OURS, "peak_mb")
+
+
+@pytest.mark.parametrize("model", ["fsrvos-demo", "fsrvos-demo-multi"])
+def test_everything_in_memory_answers_as_ours_does(load, tmp_path, model):
+    "But for rounding (features of all frames at once, or of some), where both see logits as ours keeps them; three chunks, the last one short."
+    from fsrvos.apps.demo import draw_clip
+    from fsrvos.apps.segment import Segmenter, numbered, pack_logits, unpack_logits
+    from fsrvos.data.corpus import write_masks
+    from fsrvos.data.video import write_video
+    memory = load("segment_memory")
+    support, query = draw_clip("hedgehog", 0, "support"), draw_clip("hedgehog", 0, "query", objects=2)
+    segmenter = Segmenter.from_pretrained(model, chunk=4, overlap=1, device="cpu").support(support.frames[:2], support.ids[:2] == 1, "a hedgehog")
+    video = write_video(tmp_path / "a.mp4", memory.moving(query, 9), 25)
+    answer = segmenter._answer
+
+    def rounded(*asked):
+        logits, *rest = answer(*asked)
+        kept = np.stack([[unpack_logits(pack_logits(frame), frame.shape) for frame in maps] for maps in logits.numpy()])
+        return torch.from_numpy(kept), *rest
+
+    segmenter._answer = rounded
+    with torch.no_grad():
+        ours, whole = segmenter.segment(video, "a hedgehog", progress=False), memory.with_everything(segmenter, video, "a hedgehog")
+    assert ours.scores == pytest.approx(whole.scores, abs=1e-4) and ours.frames == whole.frames == 9 and ours.masks.any() and (ours.masks != whole.masks).mean() < 1e-4
+    folders = whole.save(tmp_path / "whole"), ours.save(tmp_path / "ours")
+    assert memory.apart(*folders) < 1e-4
+    write_masks(folders[0] / "masks/00000.png", 1 - numbered(ours.frame_masks(0)).clip(0, 1))
+    assert .1 < memory.apart(*folders) <= 1 / 9 + 1e-4
 
 
 def test_a_cells_parts_are_laid_out(load):
