@@ -308,11 +308,38 @@ def test_everything_in_memory_answers_as_ours_does(load, tmp_path, model):
     assert .1 < memory.apart(*folders) <= 1 / 9 + 1e-4
 
 
+CELL = {"plain": {"training": [30., 29.], "evaluation": [10., 9.], "steps": 4, "queries": 7, "JF": 50.}, "ours": {"training": [20., 19.], "evaluation": [5., 4.], "steps": 4, "queries": 7, "JF": 51.}}
+
+
 def test_a_cells_parts_are_laid_out(load):
-    told = {"plain": {"training": [30., 29.], "evaluation": [10., 9.], "steps": 4, "queries": 7, "JF": 50.}, "ours": {"training": [20., 19.], "evaluation": [5., 4.], "steps": 4, "queries": 7, "JF": 51.}}
-    cases = load("study_cell").compare(told)
+    later = {way: said | {"training": [1.2 * s for s in said["training"]], "JF": said["JF"] + 2} for way, said in CELL.items()}
+    cases = load("study_cell").compare([CELL, later])
     assert problems({"machine": MACHINE, "cases": cases}) == []
-    assert [case["ratio ours"] for case in cases.values()] == [1.5, 2, 1.6] and [*cases.values()][-1]["J&F, ours"] == 51
+    assert [case["ratio ours"] for case in cases.values()] == [1.5, 2, 1.59]
+    training, _, both = cases.values()
+    assert training["ours"] == {"median_ms": 22_000, "least_ms": 20_000, "most_ms": 24_000, "cpu_seconds": 20.9}
+    assert {key: value for key, value in both.items() if "J&F" in key} == {"J&F, plain": 51, "J&F, ours": 52, "J&F, least, plain": 50, "J&F, least, ours": 51, "J&F, most, plain": 52, "J&F, most, ours": 53}
+    assert both["turns"] == 2 and [case["ratio ours"] for case in load("study_cell").compare([CELL]).values()] == [1.5, 2, 1.6]
+
+
+def test_each_way_of_a_cell_starts_first_in_every_other_turn(load, monkeypatch, tmp_path):
+    cell = load("study_cell")
+    (tmp_path / "data/pretrained" / cell.METHOD).mkdir(parents=True)
+    monkeypatch.setattr(cell, "ROOT", tmp_path)
+    started, written = [], []
+
+    class Process:
+        returncode = 0
+        def __init__(self, command, env, **_): started.append(command[-1]), setattr(self, "env", env)
+        def communicate(self): return "a line before\n" + json.dumps(CELL["ours" if cell.FREED_MEMORY_KEPT.items() <= self.env.items() else "plain"]), None
+
+    monkeypatch.setattr(cell.subprocess, "Popen", Process)
+    monkeypatch.setattr(cell, "write", lambda script, report: written.append(report))
+    for name in cell.FREED_MEMORY_KEPT:
+        monkeypatch.delenv(name, raising=False)
+    cell.main(turns=3)
+    assert started == ["plain", "ours", "ours", "plain", "plain", "ours"] and problems(written[0]) == []
+    assert [*written[0]["cases"].values()][-1]["turns"] == 3 and [*written[0]["cases"].values()][0]["ratio ours"] == 1.5
 
 
 def test_vos_benchmark_is_no_requirement():
