@@ -238,8 +238,9 @@ def judged(part: Part, seconds: float, bandwidth: float, peak: float, gather: fl
 def draw(report: dict, path=None):
     "The roofline picture of a report, one panel a type of number -> matplotlib's figure; saved where a path is given."
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
     kinds = report["ceilings"]
-    figure, axes = plt.subplots(1, len(kinds), figsize=(6.4 * len(kinds), 4.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(kinds), figsize=(6.4 * len(kinds), 6), squeeze=False, layout="constrained")
     for ax, (kind, roof) in zip(axes[0], kinds.items()):
         bandwidth, peak = max(roof[f"{name}, GB/s"] for name in (COPY, TRIAD)), max(roof[key] for key in (f"{PRODUCT}, GFLOP/s", f"{CONVOLVED}, GFLOP/s") if key in roof)
         rows = {name.removesuffix(f", {kind}"): row for name, row in report["cases"].items() if name.endswith(f", {kind}")}
@@ -252,8 +253,9 @@ def draw(report: dict, path=None):
             ax.plot([x, x], [y, bound], color=f"C{i}", linewidth=1, linestyle=":")
             ax.plot(x, bound, "_", color=f"C{i}", markersize=12)
             ax.plot(x, y, "o", color=f"C{i}", label=f"{name}: {100 * row['share of the bound reached']:.0f} % ({row['bound']})")
-        ax.set(xlabel="operations a byte", ylabel="10⁹ operations a second", title=f"{report['machine'].get('device', report['machine']['processor'])}, {kind}", ylim=(None, 2.5 * peak))
-        ax.legend(fontsize=7, loc="lower right", title="share of the bound (dash) reached", title_fontsize=7)
+        ax.set(xlabel="operations a byte", ylabel="10⁹ operations a second", title=f"{report['machine'].get('device', report['machine']['processor'])}, {kind}", ylim=(.5 * min(r["reached, GFLOP/s"] for r in rows.values()), 2.5 * peak))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -.14), title="share of the bound (dash) reached", title_fontsize=7)
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure

@@ -323,7 +323,7 @@ def _exact(value: float) -> str:
 def ceilings_table(reports: list[Report]) -> Table:
     "A row for every ceiling of a machine that a roofline was measured against."
     rows = [[_where(report), kind, *name.rsplit(", ", 1), _exact(float(value))] for report in reports for kind, roof in report.ceilings.items() for name, value in roof.items()]
-    return Table("Ceilings of the machine", "The fastest of several turns, one thread on a processor.", ["benchmark", "numbers", "ceiling", "unit", "measured"], rows)
+    return Table("Ceilings of the machine", "The fastest of several turns, one thread on a processor. There, sampling in bfloat16 adds up in float32, so that the product beside it is in float32, too.", ["benchmark", "numbers", "ceiling", "unit", "measured"], rows)
 
 
 def roofline_table(reports: list[Report]) -> Table:
@@ -331,7 +331,7 @@ def roofline_table(reports: list[Report]) -> Table:
     rows = [[_where(report), name, figure_text(case, "median_ms"), *(_exact(float(case[key])) for key in ("gigaoperations", "megabytes", "operations a byte")), case["bound"],
              *(_exact(float(case[key])) for key in ("bound, GFLOP/s", "reached, GFLOP/s")), f"**{100 * case['share of the bound reached']:.0f} %**"]
             for report in reports if report.ceilings for name, case in report.cases.items()]
-    return Table("Parts against their ceilings", "Operations and bytes are those that no implementation can avoid. The bound is the lowest of the ceilings that the part is under; shares are of the fastest turn.",
+    return Table("Parts against their ceilings", "Bytes are those that no implementation can avoid; operations those of the formula, of J and F what the kernel does with 64-bit words. The bound is the lowest of the ceilings that the part is under; shares are of the fastest turn.",
                  ["benchmark", "part", "time", "10⁹ operations", "MB", "operations a byte", "bound by", "bound, 10⁹/s", "reached, 10⁹/s", "share"], rows)
 
 
