@@ -265,7 +265,7 @@ def main(turns: int = 5) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False    # or float32 would be 19 bits on a GPU
-    report = {"machine": machine(), "ceilings": {}, "cases": {}}
+    report = {"machine": machine() | ({"device": torch.cuda.get_device_name()} if device == "cuda" else {}), "ceilings": {}, "cases": {}}
     for kind in kinds(device):
         torch.manual_seed(0)
         work = parts(kind, device)

@@ -74,7 +74,7 @@ def one(way: str, model: str, video: str, out: str) -> None:
     from fsrvos.apps.segment import Segmenter
     torch.set_num_threads(THREADS)
     support, query = draw_clip("hedgehog", 0, "support"), draw_clip("hedgehog", 0, "query", objects=2)
-    segmenter = Segmenter.from_pretrained(model).support(support.frames[:5], support.ids[:5] == 1, next(t for t, i in support.sentences if i == (1,)))
+    segmenter = Segmenter.from_pretrained(model, device="cpu").support(support.frames[:5], support.ids[:5] == 1, next(t for t, i in support.sentences if i == (1,)))
     expression, peak = next(t for t, i in query.sentences if i == (1,)), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     before, begun = peak(), time.perf_counter()
     with torch.no_grad():

@@ -112,6 +112,24 @@ def test_what_is_measured_in_which_numbers(scripts, monkeypatch):
     assert roofline.limits("bfloat16", "cuda", {}) == {} and asked == {"dtype": torch.bfloat16, "megabytes": 2048, "side": 8192}
 
 
+def test_float32_is_no_tf32_on_a_gpu(scripts, monkeypatch, capsys):
+    "A GPU that is not there: what runs is replaced; the report names the device, and both kinds of number were measured with TF32 off."
+    _, roofline = scripts
+    seen, written = [], []
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True), monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(roofline, "parts", lambda kind, device: {"part": (kind, device)}), monkeypatch.setattr(roofline, "limits", lambda kind, device, work: {})
+    monkeypatch.setattr(roofline, "measured", lambda limits, work, turns: seen.append((work["part"], torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)) or ({}, {"part": {}}))
+    monkeypatch.setattr(roofline, "write", lambda script, report: written.append(report) or Path(script).with_suffix(".cuda.json"))
+    monkeypatch.setattr(roofline, "draw", lambda report, path: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None), monkeypatch.setattr(torch, "manual_seed", lambda seed: None)
+    roofline.main()
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    assert seen == [((kind, "cuda"), False, False) for kind in ("float32", "bfloat16")]
+    assert written[0]["machine"]["device"] == "a GPU" and set(written[0]["cases"]) == {"part, float32", "part, bfloat16"}
+
+
 def test_a_part_is_held_against_its_own_arithmetic(scripts):
     "The faster of two libraries' products is the ceiling of those; words have theirs."
     _, roofline = scripts
