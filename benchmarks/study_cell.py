@@ -1,11 +1,17 @@
 """A cell of the study, trained and evaluated as its stages do: the plain path (`plain.py`, float32, the model module by module, J and F by their definition, freed memory given back) against what `make repro` runs.
 
-Side by side in processes of their own, one thread each, as the study runs two items. Both start from the same pretrained weights and see the same episodes, so that their scores can be compared, too.
+Side by side in processes of their own, one thread each, as the study runs two items; a few turns, each way starts first in every other one. Both start from the same pretrained weights and see the same episodes,
+so that their scores can be compared, too.
 
-python benchmarks/study_cell.py    needs data/ as `make repro` leaves it, or is left out; writes benchmarks/study_cell.json beside itself. A quarter of an hour.
+The plain path is today's code, which computes the plain way where `plain.py` and the patches below say so; it is not the code that the study ran before anything was made faster. What that code did otherwise (how it read
+data, how it planned its stages, any slip since mended) is in neither way.
+
+python benchmarks/study_cell.py [--turns N]    needs data/ as `make repro` leaves it, or is left out; writes benchmarks/study_cell.json beside itself. Some six minutes a turn.
 """
+import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -69,32 +75,40 @@ def one(way: str, params: dict, data: Path) -> dict:
     return {"training": [b - a for a, b in zip(begun, between)], "evaluation": [b - a for a, b in zip(between, done)], "steps": steps, "queries": len(found.records), "JF": round(100 * score["JF"], 2)}
 
 
-def compare(seen: dict[str, dict]) -> dict[str, dict]:
-    "What the ways said of themselves -> cases."
-    cases = {}
-    for part, what in (("training", f"{seen['ours']['steps']} steps"), ("evaluation", f"{seen['ours']['queries']} answers"), ("both", "the cell")):
-        total = {way: [sum(said[p][i] for p in (("training", "evaluation") if part == "both" else (part,))) for i in (0, 1)] for way, said in seen.items()}
-        row = {way: spread([wall]) | {"cpu_seconds": round(cpu, 1)} for way, (wall, cpu) in total.items()}
+def compare(turns: list[dict[str, dict]]) -> dict[str, dict]:
+    "What the ways said of themselves in each turn -> cases."
+    cases, first = {}, turns[0]["ours"]
+    for part, what in (("training", f"{first['steps']} steps"), ("evaluation", f"{first['queries']} answers"), ("both", "the cell")):
+        took = lambda said, i: sum(said[p][i] for p in (("training", "evaluation") if part == "both" else (part,)))
+        row = {way: spread([took(turn[way], 0) for turn in turns]) | {"cpu_seconds": round(statistics.median(took(turn[way], 1) for turn in turns), 1)} for way in WAYS}
         cases[f"{METHOD}, fold {FOLD}, {part}: {what}"] = row | {"ratio ours": ratio(row, "plain", "ours")}
-    cases[f"{METHOD}, fold {FOLD}, both: the cell"] |= {f"J&F, {way}": said["JF"] for way, said in seen.items()}
+    scores = {way: [turn[way]["JF"] for turn in turns] for way in WAYS}
+    cases[f"{METHOD}, fold {FOLD}, both: the cell"] |= {f"J&F{name}, {way}": of(scores[way]) for name, of in (("", statistics.median), (", least", min), (", most", max)) for way in WAYS} | {"turns": len(turns)}
     return cases
 
 
-def main() -> None:
-    if not (ROOT / "data/pretrained" / METHOD).is_dir():
-        print(f"left out: data/pretrained/{METHOD} is not there; run `make repro` first")
-        return
-    running = {way: subprocess.Popen([sys.executable, __file__, way], cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, text=True) for way, environment in WAYS.items()}
+def side_by_side(order: list[str]) -> dict[str, dict]:
+    "Both ways at once, started in this order -> what each said of itself."
+    running = {way: subprocess.Popen([sys.executable, __file__, way], cwd=ROOT, env=os.environ | WAYS[way], stdout=subprocess.PIPE, text=True) for way in order}
     said = {way: process.communicate()[0] for way, process in running.items()}
     if failed := [way for way, process in running.items() if process.returncode]:
         raise SystemExit(f"failed: {', '.join(failed)} (what it said is above)")
-    cases = compare({way: json.loads(text.splitlines()[-1]) for way, text in said.items()})
+    return {way: json.loads(text.splitlines()[-1]) for way, text in said.items()}
+
+
+def main(turns: int) -> None:
+    if not (ROOT / "data/pretrained" / METHOD).is_dir():
+        print(f"left out: data/pretrained/{METHOD} is not there; run `make repro` first")
+        return
+    cases = compare([side_by_side(list(WAYS)[::-1 if turn % 2 else 1]) for turn in range(turns)])
     print(json.dumps(cases))
     write(__file__, {"machine": machine("transformers") | {"threads": 1}, "cases": cases})
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] and sys.argv[1] in WAYS:
         print(json.dumps(one(sys.argv[1], load_params(), ROOT / "data")))
     else:
-        main()
+        parser = argparse.ArgumentParser(description=__doc__)
+        parser.add_argument("--turns", type=int, default=2)
+        main(**vars(parser.parse_args()))

@@ -21,7 +21,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from fsrvos.apps.still import without_kernel
-from fsrvos.evaluation.speed import goals_table, growth_figure, machines_table, other_table, read_reports, speed_figure, speed_table
+from fsrvos.evaluation.speed import ceilings_table, counted_table, goals_table, growth_figure, machines_table, other_table, read_reports, roofline_table, speed_figure, speed_table
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("tutorials", "data", "models", "training", "evaluation", "apps", "pipeline")
@@ -111,10 +111,11 @@ def speed_tables(pictures: Path) -> str:
         if figure is not None:
             figure.savefig(pictures / f"{name}.png", dpi=100)
             parts.append(f"![{caption}](reports/{name}.png)")
+    parts += [make(reports).markdown() for make in (speed_table, other_table, counted_table)]
     for path in sorted((ROOT / "benchmarks").glob("*.png")):
         shutil.copy(path, pictures)
         parts.append(f"![{path.stem.capitalize()}](reports/{path.name})")
-    return "\n\n".join([*parts, *(make(reports).markdown() for make in (speed_table, other_table, machines_table))])
+    return "\n\n".join([*parts, *(make(reports).markdown() for make in (roofline_table, ceilings_table, machines_table))])
 
 
 def api_index() -> str:

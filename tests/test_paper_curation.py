@@ -1,5 +1,6 @@
 "The papers' curation: counts beside counts, SAIL-VOS's targets, the published layout, checksums, and a corpus of the real one's size."
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fsrvos.data.corpus import Corpus, CorpusError, Expression, ObjectTrack, Video, write_frame, write_masks, write_metas
 from fsrvos.data.curation import CurationError, CurationRules, apply_rules
@@ -175,12 +177,43 @@ def test_sailvos_as_it_is_imported(tmp_path):
 # ---- the real size
 
 def test_the_scale_benchmark_runs(tmp_path):
-    "In small: it makes its corpus, curates it, and says what it took."
-    done = subprocess.run([sys.executable, "benchmarks/curation_scale.py", "--videos", "120", "--out", str(tmp_path / "scale.json")], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    "In small: it makes its corpus, curates and checks it both ways in turns, and says what they took; both keep the same videos."
+    done = subprocess.run([sys.executable, "benchmarks/curation_scale.py", "--videos", "120", "--turns", "2", "--out", str(tmp_path / "scale.json")], cwd=Path(__file__).parents[1],
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "scale.json").read_text())
     curation, check = written["cases"]["curation of 120 videos"], written["cases"]["check of 120 videos"]
-    assert written["corpus"]["videos"] == 120 and curation["fsrvos"]["median_ms"] > 0 and curation["fsrvos"]["peak_mb"] > 0 and check["problems"] == 0
+    assert written["corpus"]["videos"] == 120 and check["problems"] == check["problems, by hand, with Pillow and NumPy"] == 0
+    for case in (curation, check):
+        for way in ("by hand, with Pillow and NumPy", "fsrvos"):
+            assert 0 < case[way]["least_ms"] < case[way]["most_ms"] and case[way]["peak_mb"] > 0
+        assert case["ratio time"] > 0 and case["ratio cpu"] > 0
+    kept = list(curation["steps"].values())
+    assert curation["videos that only one way keeps"] == 0 and kept == sorted(kept, reverse=True) and len(set(kept)) >= 4  # rules that drop something
+
+
+def test_by_hand_finds_what_ours_finds(tmp_path, monkeypatch):
+    "The references of the scale benchmark: the same videos in another corpus with brief tracks and rare classes; broken, missing and misshapen images, and objects that no mask has."
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    scale = importlib.import_module("curation_scale")
+    monkeypatch.setattr(scale, "LEAST", 2), monkeypatch.setattr(scale, "MOST", 12)
+    scale.make_corpus(tmp_path / "raw", 120)
+    kept = scale.curation(tmp_path / "raw", tmp_path / "ours")["steps"]
+    assert len(set(kept.values())) == len(kept) - 1, kept                             # all rules but one drop something
+    scale.curation_by_hand(tmp_path / "raw", tmp_path / "hand")
+    assert scale.videos_of(tmp_path / "hand") == scale.videos_of(tmp_path / "ours") and Corpus.load(tmp_path / "hand").check() == []
+    sums = [{line for line in (tmp_path / way / "manifest.sha256").read_text().splitlines() if line.endswith(".png")} for way in ("ours", "hand")]
+    assert sums[0] == sums[1] and len(sums[0]) > 1000
+    assert scale.check_by_hand(tmp_path / "raw", tmp_path) == scale.check(tmp_path / "raw", tmp_path) == {"problems": 0}
+    first, second, third = sorted((tmp_path / "raw/train/Annotations").iterdir())[:3]
+    for path in (first / "00005.png", second / "00005.png", *third.iterdir()):
+        path.unlink()                                                                # a link to an image of many
+    (first / "00005.png").write_bytes(b"no image")
+    Image.new("P", (10, 10), 1).save(second / "00005.png")
+    for number in range(scale.FRAMES):
+        Image.new("P", scale.SIZE[::-1], 9).save(third / f"{5 * number:05d}.png")
+    ours, hand = (check(tmp_path / "raw", tmp_path)["problems"] for check in (scale.check, scale.check_by_hand))
+    assert ours == hand > 4
 
 
 def test_the_committed_scale_result_keeps_the_limits():

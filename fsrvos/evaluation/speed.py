@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'GOALS', 'SpeedError', 'Report', 'is_timed', 'by_value', 'problems', 'read_reports', 'Comparison',
-           'comparisons', 'Goal', 'quantities', 'goals_table', 'figure_text', 'speed_table', 'other_table',
-           'machines_table', 'speed_figure', 'growth_figure']
+           'comparisons', 'ways_of', 'Goal', 'quantities', 'goals_table', 'figure_text', 'speed_table', 'other_table',
+           'counted_table', 'ceilings_table', 'roofline_table', 'machines_table', 'speed_figure', 'growth_figure']
 
 # %% ../../nbs/evaluation/07_speed.ipynb #ad52ac94
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
 from textwrap import wrap
@@ -35,6 +35,7 @@ class Report:
     name: str  # of the script
     machine: dict
     cases: dict[str, dict]
+    ceilings: dict[str, dict[str, float]] = field(default_factory=dict)  # of a roofline: {kind of number: {name: value}}
 
     @property
     def device(self) -> str:
@@ -61,6 +62,9 @@ def problems(content) -> list[str]:
         found.append("machine: give at least processor and cpus (timing.machine does)")
     if not isinstance(cases, dict) or not cases:
         return [*found, "cases: give a mapping of at least one case"]
+    ceilings = content.get("ceilings", {})
+    if not isinstance(ceilings, dict) or not all(isinstance(roof, dict) and all(_is_number(value) and value > 0 for value in roof.values()) for roof in ceilings.values()):
+        found.append("ceilings: give for each kind of number names and numbers above 0")
     for name, case in cases.items():
         found += [f"cases.{name}: {text}" for text in _case_problems(case)]
     return found
@@ -95,7 +99,7 @@ def read_reports(folder: str | Path) -> list[Report]:
             raise SpeedError(f"{path}: is no JSON ({error}): run its benchmark again") from None
         if found := problems(content):
             raise SpeedError("\n".join([f"{path} is not laid out as a report:", *(f"  {line}" for line in found)]))
-        reports.append(Report(path.name.split(".")[0], content["machine"], content["cases"]))
+        reports.append(Report(path.name.split(".")[0], content["machine"], content["cases"], content.get("ceilings", {})))
     if not reports:
         raise SpeedError(f"{folder}: no reports (*.json) in it: run `make bench` first")
     return sorted(reports, key=lambda report: bool(report.device))
@@ -119,10 +123,17 @@ def comparisons(report: Report) -> list[Comparison]:
     return [Comparison(report, name, what, value, *(_compared(case, what, value) or (None, None, None))) for name, case, what, value in named]
 
 
+def ways_of(case: dict) -> dict[str, dict]:
+    "{way: figures} of a case; where it shows how something grows, {\"value, way\": figures}."
+    entries = lambda mapping: {name: entry for name, entry in mapping.items() if isinstance(entry, dict)}
+    if grown := by_value(case):
+        return {f"{value:g}, {way}": entry for value, ways in grown.items() for way, entry in entries(ways).items()}
+    return entries(case)
+
+
 def _compared(case: dict, what: str, ratio: float) -> tuple[str, str, str] | None:
     "(reference, way, quantity) whose figures have this ratio."
-    ways = {name: entry for name, entry in case.items() if isinstance(entry, dict)}
-    found = []
+    ways, found = ways_of(case), []
     for reference, way in permutations(ways, 2):
         for key in ways[reference].keys() & ways[way].keys() - {"least_ms", "most_ms"}:
             off = _distance(ways[reference][key], ways[way][key], key, ratio)
@@ -152,45 +163,66 @@ def _mentioned(way: str, what: str) -> bool:
 # %% ../../nbs/evaluation/07_speed.ipynb #b6c449e9
 @dataclass(frozen=True)
 class Goal:
-    "A ratio or quantity of a benchmark that must reach `least`; `case` and `what` are patterns that a name must hold."
+    "A ratio or quantity of a benchmark that must reach `least`, or not exceed `most`; `case` and `what` are patterns that a name must hold."
     text: str
     benchmark: str
     case: str
     what: str
-    least: float
+    least: float | None = None
     gpu: bool = False
+    most: float | None = None
 
     def fits(self, report: Report, case: str, what: str) -> bool:
         return report.name == self.benchmark and bool(report.device) == self.gpu and bool(re.search(self.case, case)) and bool(re.search(self.what, what))
+
+    def wanted(self) -> str:
+        return f"≥ {self.least:g}" if self.most is None else f"≤ {self.most:g}"
+
+    def worst(self, measured: list[float]) -> float:
+        "What decides: the least of the numbers, or the largest where they may not be large."
+        return min(measured) if self.most is None else max(measured)
+
+    def is_met(self, measured: list[float]) -> bool:
+        return self.worst(measured) >= self.least if self.most is None else self.worst(measured) <= self.most
 
 
 GOALS = (
     Goal("C++ deformable attention, forward, against PyTorch", "deformable_sampling", "paper's size", r"^(C\+\+ to plain, )?forward$", 3),
     Goal("C++ deformable attention, forward and backward, against PyTorch", "deformable_sampling", "paper's size", r"^(C\+\+ to plain, )?(both|forward and backward)$", 2),
+    Goal("C++ deformable attention, largest difference from PyTorch, as a share of the largest number", "deformable_sampling", "paper's size, 5 frames of 360x640$", r"^C\+\+: output, largest difference$", most=1e-5),
     Goal("paper-resnet50, processor time a frame, against the plain path", "inference", "paper-resnet50, 360x640$", r"^cpu", 4),
     Goal("paper-resnet50, peak memory, against the plain path", "inference", "paper-resnet50, 360x640$", r"^memory", 2),
+    Goal("paper-resnet50, mask logits, largest difference from the plain path", "inference", "paper-resnet50, 360x640$", "^masks, largest difference, ours$", most=1e-3),
     Goal("the CPU default at 128x192, end to end, frames a second", "inference", "end to end", r"^video file: frames_a_second$", 15),
     Goal("J and F on 480p masks against the DAVIS definition", "measures", "480", r"^J and F$", 10),
     Goal("J and F of PNG files against vos-benchmark", "measures", "PNG files", r"^J and F of files$", 3),
     Goal("a cell of make repro, trained and evaluated, against the plain path", "study_cell", "the cell", r"^ours$", 1.5),
     Goal("Triton deformable attention, forward and backward, against PyTorch", "deformable_sampling", "paper's size", r"^Triton to plain, (both|forward and backward)$", 2, gpu=True),
-    Goal("paper-resnet50 at 360x640 in bfloat16, frames a second", "inference", r"paper-resnet50.*bf", r"frames_a_second$", 100, gpu=True),
+    Goal("paper-resnet50 at 360x640 in bfloat16, frames a second", "inference", r"paper-resnet50, 360x640$", r"bfloat16: frames_a_second$", 100, gpu=True),
 )
 
 
 def quantities(report: Report) -> list[tuple[str, str, float]]:
-    "(case, `way: quantity`, value) of everything of a way that is no time."
-    return [(name, f"{way}: {key}", value) for name, case in report.cases.items() for way, entry in case.items() if isinstance(entry, dict)
-            for key, value in entry.items() if _is_number(value) and not key.endswith("_ms")]
+    "(case, `way: quantity`, value) of everything of a way that is no time, and (case, quantity, value) of what a case says of all its ways; ratios are in `comparisons`."
+    found = []
+    for name, case in report.cases.items():
+        found += [(name, key, value) for key, value in _counted(case)]
+        found += [(name, f"{way}: {key}", value) for way, entry in case.items() if isinstance(entry, dict) for key, value in _counted(entry)]
+    return found
+
+
+def _counted(entry: dict) -> list[tuple[str, float]]:
+    "What is a number in an entry and neither time nor ratio."
+    return [(key, value) for key, value in entry.items() if _is_number(value) and not key.endswith("_ms") and not key.startswith("ratio")]
 
 
 def goals_table(reports: list[Report], goals: tuple[Goal, ...] = GOALS) -> Table:
-    "Each goal with the least of what was measured for it."
+    "Each goal with what decides it of all that was measured for it."
     rows = []
     for goal in goals:
         measured = [value for report in reports for case, what, value in _measured(report) if goal.fits(report, case, what)]
-        rows.append([goal.text, f"{goal.least:g}", f"{min(measured):g}" if measured else MISSING, _verdict(goal, measured)])
-    return Table("Goals", "At least so many times, or frames a second; measured: the least of all cases that the goal is about.", ["goal", "at least", "measured", ""], rows)
+        rows.append([goal.text, goal.wanted(), f"{goal.worst(measured):.3g}" if measured else MISSING, _verdict(goal, measured)])
+    return Table("Goals", "Times, frames a second or, with ≤, how far apart two ways' numbers may be. Measured: the least of all cases that the goal is about, with ≤ the largest.", ["goal", "wanted", "measured", ""], rows)
 
 
 def _measured(report: Report) -> list[tuple[str, str, float]]:
@@ -198,7 +230,7 @@ def _measured(report: Report) -> list[tuple[str, str, float]]:
 
 
 def _verdict(goal: Goal, measured: list[float]) -> str:
-    return "not measured" if not measured else "met" if min(measured) >= goal.least else "**missed**"
+    return "not measured" if not measured else "met" if goal.is_met(measured) else "**missed**"
 
 # %% ../../nbs/evaluation/07_speed.ipynb #fdf1fba5
 def figure_text(entry: dict, key: str) -> str:
@@ -220,31 +252,94 @@ def speed_table(reports: list[Report], goals: tuple[Goal, ...] = GOALS) -> Table
     "A row for every ratio: its reference and the way compared with it, with their spreads; the goal where there is one."
     rows = []
     for comparison in (c for report in reports for c in comparisons(report)):
-        case = comparison.report.cases[comparison.case]
-        shown = [MISSING if way is None else f"{way}: {figure_text(case[way], comparison.key)}" for way in (comparison.reference, comparison.way)]
+        ways = ways_of(comparison.report.cases[comparison.case])
+        shown = [MISSING if way is None else f"{way}: {figure_text(ways[way], comparison.key)}" for way in (comparison.reference, comparison.way)]
         goal = next((g for g in goals if g.fits(comparison.report, comparison.case, comparison.what)), None)
         rows.append([_where(comparison.report), f"{comparison.case}: {comparison.what}", *shown, f"**{comparison.ratio:g}**",
-                     MISSING if goal is None else f"{goal.least:g}, {_verdict(goal, [comparison.ratio])}"])
+                     MISSING if goal is None else f"{goal.wanted()}, {_verdict(goal, [comparison.ratio])}"])
     return Table("Compared with a reference", "Ways of one row took turns, or ran side by side. Medians; brackets: least and most.", ["benchmark", "case and what", "reference", "compared", "ratio", "goal"], rows)
 
 
 def other_table(reports: list[Report]) -> Table:
-    "A row for everything timed that no ratio of its case speaks of: curation, growth, parts of a roofline."
+    "A row for everything timed that no ratio of its case speaks of, but for parts of a roofline: growth, and what stands alone."
     rows = []
-    for report in reports:
+    for report in (r for r in reports if not r.ceilings):
         for name, case in report.cases.items():
-            if any(key.startswith("ratio") for key in case):
+            if _has_ratio(case) and not by_value(case):
                 continue
             for where, entry in _all_timed(case):
-                rest = "; ".join(f"{key.replace('_', ' ')} {_amount(value)}" for key, value in entry.items() if _is_number(value) and not key.endswith("_ms"))
+                rest = "; ".join(f"{key.replace('_', ' ')} {_amount(value)}" for key, value in _counted(entry))
                 rows.append([_where(report), name, where.replace(".", ", ") or MISSING, figure_text(entry, "median_ms"), rest or MISSING])
     return Table("Measured alone", "Nothing is compared here: how long it takes, and what else was counted.", ["benchmark", "case", "way", "time", "and"], rows)
 
 
+def _has_ratio(case: dict) -> bool:
+    return any(key.startswith("ratio") for key in case)
+
+
+def counted_table(reports: list[Report]) -> Table:
+    "A row for every quantity that is no time and stands in no other table: how equal the answers are, how much of a time is waiting, scores, exponents of growth; what the ways of a case have in common stands in one row."
+    rows = []
+    for report in (r for r in reports if not r.ceilings):
+        for name, case in report.cases.items():
+            rows += [[_where(report), name, what, "; ".join(f"{way}: {_exact(value)}" if way else _exact(value) for way, value in values)] for what, values in _by_quantity(case).items()]
+    return Table("What else was counted", "What a difference is a share of, if of anything, is said in the benchmark. An exponent of 1: twice the size takes twice as much.", ["benchmark", "case", "what", "value"], rows)
+
+
+def _by_quantity(case: dict) -> dict[str, list[tuple[str, float]]]:
+    "{quantity: [(way, value)]} of a case; the way is \"\" where a quantity is nobody's. Numbers of what grows, and those of ways that no ratio speaks of, are in `other_table`."
+    grown, found = by_value(case), {}
+    ways = list(dict.fromkeys(way for entry in (grown.values() if grown else [case]) for way, figures in entry.items() if isinstance(figures, dict)))
+    for key, value in _counted(case):
+        what, way = _split(key, ways)
+        found.setdefault(_tidy(what), []).append((way, value))
+    for key, entry in case.items() if not grown else ():
+        if not isinstance(entry, dict) or is_timed(entry) and not _has_ratio(case):
+            continue
+        for quantity, value in _counted(entry):
+            what, way = (quantity, key) if is_timed(entry) or _all_timed(entry) else (key, quantity)  # a mapping without times is a quantity, by way or by whatever it counts
+            found.setdefault(_tidy(what), []).append((way, value))
+    return found
+
+
+def _split(key: str, ways: list[str]) -> tuple[str, str]:
+    "A number's name -> (quantity, way), where it ends in a way's name, or begins with what ways' names begin with."
+    if way := max((way for way in ways if key.endswith(f", {way}")), key=len, default=""):
+        return key.removesuffix(f", {way}"), way
+    way, _, what = key.partition(": ")
+    return (what, way) if what and any(name.startswith(way) for name in ways) else (key, "")
+
+
+def _tidy(key: str) -> str:
+    "A quantity's name for a reader."
+    return {"peak_mb": "peak memory, MB", "above_mb": "memory above the shortest, MB", "found": "objects found"}.get(key, key.replace("_", " "))
+
+
+def _exact(value: float) -> str:
+    "Four digits; of a whole number all."
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def ceilings_table(reports: list[Report]) -> Table:
+    "A row for every ceiling of a machine that a roofline was measured against."
+    rows = [[_where(report), kind, *name.rsplit(", ", 1), _exact(float(value))] for report in reports for kind, roof in report.ceilings.items() for name, value in roof.items()]
+    return Table("Ceilings of the machine", "The fastest of several turns, one thread on a processor. There, sampling in bfloat16 adds up in float32, so that the product beside it is in float32, too.", ["benchmark", "numbers", "ceiling", "unit", "measured"], rows)
+
+
+def roofline_table(reports: list[Report]) -> Table:
+    "A row for every part of a roofline: what it must do and move, what bounds it, and how much of that it reaches."
+    rows = [[_where(report), name, figure_text(case, "median_ms"), *(_exact(float(case[key])) for key in ("gigaoperations", "megabytes", "operations a byte")), case["bound"],
+             *(_exact(float(case[key])) for key in ("bound, GFLOP/s", "reached, GFLOP/s")), f"**{100 * case['share of the bound reached']:.0f} %**"]
+            for report in reports if report.ceilings for name, case in report.cases.items()]
+    return Table("Parts against their ceilings", "Bytes are those that no implementation can avoid; operations those of the formula, of J and F what the kernel does with 64-bit words. The bound is the lowest of the ceilings that the part is under; shares are of the fastest turn.",
+                 ["benchmark", "part", "time", "10⁹ operations", "MB", "operations a byte", "bound by", "bound, 10⁹/s", "reached, 10⁹/s", "share"], rows)
+
+
 def machines_table(reports: list[Report]) -> Table:
     "Where each report was made."
-    rows = [[_where(report), ", ".join(f"{key} {value}" for key, value in report.machine.items() if key != "device")] for report in reports]
-    return Table("Machines", "Numbers of different machines are not to be compared with each other.", ["benchmark", "made on"], rows)
+    said = lambda value: {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+    rows = [[_where(report), report.machine.get("model", MISSING), ", ".join(f"{key} {said(value)}" for key, value in report.machine.items() if key not in ("device", "model"))] for report in reports]
+    return Table("Machines", "Numbers of different machines are not to be compared with each other.", ["benchmark", "processor's name", "made on"], rows)
 
 
 def _where(report: Report) -> str:
@@ -258,7 +353,7 @@ def speed_figure(reports: list[Report], goals: tuple[Goal, ...] = GOALS) -> Figu
     axis = figure.add_subplot()
     axis.barh(range(len(shown)), [c.ratio - 1 for c in shown], left=1, color=["tab:blue" if c.ratio >= 1 else "tab:red" for c in shown], height=.6)
     for row, c in enumerate(shown):
-        goal = next((g.least for g in goals if g.fits(c.report, c.case, c.what)), 1)
+        goal = next((g.least for g in goals if g.least is not None and g.fits(c.report, c.case, c.what)), 1)
         if goal > 1:
             axis.plot([goal] * 2, [row - .45, row + .45], color="black", linewidth=2)
         axis.annotate(f" {c.ratio:g}× {c.reference or ''}", (max(c.ratio, goal, 1), row), va="center", fontsize=7)
