@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from deformable_sampling import CASES, both, inputs, kernels
 from feed_forward import CASES as LAYERS, layers
 from measures import FRAMES as CLIP, HEIGHT, WIDTH, moving_object
-from timing import in_turns, machine, write
+from timing import exact_float32, in_turns, machine, write
 from torch import Tensor, nn
 
 from fsrvos.evaluation.metrics import _halves, boundary_map, tolerance
@@ -264,8 +264,8 @@ def draw(report: dict, path=None):
 def main(turns: int = 5) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False    # or float32 would be 19 bits on a GPU
-    report = {"machine": machine() | ({"device": torch.cuda.get_device_name()} if device == "cuda" else {}), "ceilings": {}, "cases": {}}
+    exact_float32()
+    report = {"machine": machine(device=device), "ceilings": {}, "cases": {}}
     for kind in kinds(device):
         torch.manual_seed(0)
         work = parts(kind, device)

@@ -1,4 +1,5 @@
 """The model across modules: features from the store are those of the frames, frozen stays frozen, controls do not see what they must not."""
+import pickle
 import shutil
 from types import SimpleNamespace
 
@@ -119,6 +120,13 @@ def test_what_is_kept_in_memory_is_bounded(corpus, store):
         frames = corpus.videos[video].frames
         assert torch.equal(small.masks(video, frames, ids[video]), store.masks(video, frames, ids[video]))
         assert small._masks.held <= max(2 * one, small._packed_masks(video)[0].nbytes)
+
+
+def test_a_process_that_reads_can_be_handed_the_store(corpus, store):
+    "Where processes are not forked, all of it is pickled."
+    video = next(iter(corpus.videos.values()))
+    handed = pickle.loads(pickle.dumps(store))
+    assert torch.equal(handed.masks(video.id, video.frames, sorted(video.objects)), store.masks(video.id, video.frames, sorted(video.objects)))
 
 
 def test_a_sentence_outside_of_the_corpus_is_encoded_on_demand(corpus, store):

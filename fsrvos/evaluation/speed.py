@@ -196,6 +196,7 @@ GOALS = (
     Goal("the CPU default at 128x192, end to end, frames a second", "inference", "end to end", r"^video file: frames_a_second$", 15),
     Goal("J and F on 480p masks against the DAVIS definition", "measures", "480", r"^J and F$", 10),
     Goal("J and F of PNG files against vos-benchmark", "measures", "PNG files", r"^J and F of files$", 3),
+    Goal("a cell of make repro, trained and evaluated, against the code of before", "study_before", "the cell", r"^ours$", 1.5),
     Goal("a cell of make repro, trained and evaluated, against the plain path", "study_cell", "the cell", r"^ours$", 1.5),
     Goal("Triton deformable attention, forward and backward, against PyTorch", "deformable_sampling", "paper's size", r"^Triton to plain, (both|forward and backward)$", 2, gpu=True),
     Goal("paper-resnet50 at 360x640 in bfloat16, frames a second", "inference", r"paper-resnet50, 360x640$", r"bfloat16: frames_a_second$", 100, gpu=True),

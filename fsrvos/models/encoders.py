@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -237,7 +238,7 @@ MASKS_KEPT, WORDS_KEPT = 2 ** 29, 2 ** 27  # bytes that a source keeps in memory
 class Recent:
     "Things by key, of at most `limit` bytes together: what was not asked for longest goes first. size: bytes of a thing."
 
-    def __init__(self, limit: int, size: Callable = lambda thing: thing.nbytes):
+    def __init__(self, limit: int, size: Callable = attrgetter("nbytes")):
         self.limit, self.size, self.held, self._things = limit, size, 0, {}  # a dictionary keeps its order: the last asked for stands last
 
     def get(self, key, make: Callable):
@@ -274,6 +275,11 @@ def _corpus_key(corpus, encoder: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def _bits(masks: tuple[np.ndarray, int]) -> int:
+    "Bytes of packed masks."
+    return masks[0].nbytes
+
+
 def _normalise(frames: np.ndarray, mean: tuple, std: tuple) -> Tensor:
     "uint8 [T, H, W, 3] -> float32 [T, 3, H, W], channel-wise (x/255 - mean) / std."
     x = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
@@ -293,7 +299,7 @@ class FeatureStore:
         self._others = self.index.get("others", {})
         self._levels = {other: [np.load(self.folder / f"level{i}{other}.npy", mmap_mode="r") for i in range(len(self.index["channels"]))] for other in {"", *self._others.values()}}
         self._words = np.load(self.folder / "words.npy", mmap_mode="r")
-        self._masks, self._more_words = Recent(MASKS_KEPT, lambda kept: kept[0].nbytes), Recent(WORDS_KEPT)
+        self._masks, self._more_words = Recent(MASKS_KEPT, _bits), Recent(WORDS_KEPT)
         self._encoder: TextEncoder | None = None
 
     @staticmethod
