@@ -253,7 +253,7 @@ def draw(report: dict, path=None):
             ax.plot([x, x], [y, bound], color=f"C{i}", linewidth=1, linestyle=":")
             ax.plot(x, bound, "_", color=f"C{i}", markersize=12)
             ax.plot(x, y, "o", color=f"C{i}", label=f"{name}: {100 * row['share of the bound reached']:.0f} % ({row['bound']})")
-        ax.set(xlabel="operations a byte", ylabel="10⁹ operations a second", title=f"{report['machine'].get('device', report['machine']['processor'])}, {kind}", ylim=(.5 * min(r["reached, GFLOP/s"] for r in rows.values()), 2.5 * peak))
+        ax.set(xlabel="operations a byte", ylabel="10⁹ operations a second", title=f"{report['machine'].get('device', report['machine'].get('model', report['machine']['processor']))}, {kind}", ylim=(.5 * min(r["reached, GFLOP/s"] for r in rows.values()), 2.5 * peak))
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -.14), title="share of the bound (dash) reached", title_fontsize=7)
     if path is not None:
