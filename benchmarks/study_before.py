@@ -11,10 +11,10 @@ bfloat16 are there already.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import yaml
@@ -56,14 +56,14 @@ def prepare(tree: Path, commit: str | None, data: Path, params: dict) -> Path:
 
 def run(tree: Path) -> subprocess.Popen:
     "Both stages of the cell in the tree, one after the other; prints the seconds of each."
-    code = ("import subprocess, sys, time, resource\n"
+    code = ("import subprocess, sys, time\n"
             f"for stage in {STAGES}:\n"
             "    begun = time.perf_counter()\n"
             f"    subprocess.run(['papermill', '--no-progress-bar', f'nbs/pipeline/{{stage}}.ipynb', f'runs/{{stage}}.ipynb', '-p', 'cell', '{CELL}'], check=True, stdout=sys.stderr)\n"
             "    print(time.perf_counter() - begun, flush=True)\n")
     (tree / "runs").mkdir(exist_ok=True)
     for made in ("data/models", "data/checkpoints"):   # or training would find itself done
-        subprocess.run(["rm", "-rf", made], cwd=tree, check=True)
+        shutil.rmtree(tree / made, ignore_errors=True)
     return subprocess.Popen([sys.executable, "-c", code], cwd=tree, env=environment(tree), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
